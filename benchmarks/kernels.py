@@ -190,7 +190,7 @@ class Run:
             peers_too = not self.options.skip_peers and width == 128 and length <= 32768
             self.lines += measure(length, width, peers_too, with_edits=width == 128 and length <= 32768)
             self.save(table([x for x in self.lines if (x.length, x.width) == (length, width)]))
-        self.results["exactness"].append(against_float64(make(min(self.options.lengths[-1], 32768), width), FUSED))
+        self.results["exactness"].append(against_float64(make(min(self.options.lengths[-1], 32768), width)))
         self.save(self.results["exactness"][-1])
 
     def model(self) -> None:

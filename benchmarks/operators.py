@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.exactness import zipf
 from headscope.kernels.attend import flex
 from headscope.kernels.attend import triton as fused
 from headscope.kernels.blocks import blocks
@@ -35,6 +36,9 @@ ALL_ROWS = Request(
     clipped=ROWS.clipped,
     masses=ROWS.masses,
 )
+# The 12 statistics that a scan measures without being asked, and attention received.
+ROWS_OF_DEFAULT = frozenset({"entropy", "distance", "sum_sq", "top1_mass"})
+FIRST_AND_RECENT = {"mass_first": KeySet(first=1), **ROWS.masses}
 # name -> (looks at q k^T, counted as one for each 2 D of work and 0 where it is no sweep; the operator)
 Table = dict[str, tuple[int, Callable[[], object]]]
 
@@ -44,7 +48,16 @@ def operators(call: AttentionCall, lse: Tensor) -> Table:
     q, k, v, scale = call.query, call.key, call.value, call.scale
     length = q.shape[2]
     at = torch.arange(length, device="cuda")[None]
-    labels = torch.randint(0, 32000, (1, length), device="cuda")
+    labels = zipf(length)
+    duplicate, induction = (
+        Match(labels, labels, 1),
+        Match(labels, torch.nn.functional.pad(labels[:, :-1], (1, 0), value=-1)),
+    )
+    usual = Request(
+        rows=ROWS_OF_DEFAULT, clipped={"clipped_distance": 10}, masses=FIRST_AND_RECENT,
+        targets={"self": at, "previous": at - 1}, matches={"duplicate": duplicate, "induction": induction},
+        columns=COLUMNS.columns,
+    )  # fmt: skip
     both = Request(columns={"a": ColumnSum(), "b": ColumnSum(weights=torch.rand(1, length, device="cuda"))})
     flash = torch.ops.aten._scaled_dot_product_flash_attention
     piece = range(length - 512, length)
@@ -64,7 +77,12 @@ def operators(call: AttentionCall, lse: Tensor) -> Table:
         "given lse: received and weighted received": (1, given(both)),
         "given lse: future, window 10-100": (0, given(FUTURE)),
         "given lse: target mass": (0, given(Request(targets={"previous": at - 1}))),
-        "given lse: duplicate tokens": (1, given(Request(matches={"a": Match(labels, labels, 1)}))),
+        "given lse: the 12 default statistics + received": (1, given(usual)),
+        "given lse: duplicate tokens, as frequent as words": (0, given(Request(matches={"a": duplicate}))),
+        "given lse: duplicate tokens, all alike": (
+            1,
+            given(Request(matches={"a": Match(labels * 0, labels * 0, 1)})),
+        ),
         "given lse: top-1 key and mass": (1, given(TOP)),
         "given lse: distance histogram": (1, given(HISTOGRAM)),
         "given lse: every row statistic, top-1 and histogram too": (1, given(ALL_ROWS)),

@@ -10,6 +10,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import sdpa_mask
 
+from benchmarks.exactness import zipf
 from headscope import Scope
 from headscope.kernels.call import AttentionCall
 from headscope.kernels.forward import forward
@@ -70,7 +71,7 @@ def release() -> None:
 def measure(length: int) -> list[dict]:
     """Seconds of one prefill: plain, kernels only (up to 65,536 tokens), through Scope, and with the default set."""
     net = model()
-    ids = torch.randint(0, 32000, (1, length), device="cuda")
+    ids = zipf(length)
 
     def plain() -> None:
         _means.clear()

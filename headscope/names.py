@@ -16,6 +16,7 @@ from .kernels.request import ROW_NAMES, ColumnSum, KeySet, Match, Request
 
 W = 10  # clip of clipped_distance and WAAD (arXiv:2510.13554 eq. 9)
 FUTURE = (10, 100)  # window of future (FAI, arXiv:2510.13554 v2 eq. 10)
+SHARED = 4  # sets of label matches kept for the layers to come
 
 # Statistics of `scan` and of every heads.parquet, in column order.
 DEFAULT = (
@@ -91,7 +92,14 @@ class Wanted:
         """False for positional statistics of cross attention, whose queries and keys are different sequences."""
         return kind == "self" or not _POSITIONAL.match(name)
 
-    def request(self, call: AttentionCall, kind: str, ids: Tensor | None, first: Tensor | None = None) -> Request:
+    def request(
+        self,
+        call: AttentionCall,
+        kind: str,
+        ids: Tensor | None,
+        first: Tensor | None = None,
+        known: dict[tuple, tuple] | None = None,
+    ) -> Request:
         """The sweep request for one call.
 
         Args:
@@ -99,6 +107,7 @@ class Wanted:
             kind: ``self`` or ``cross``.
             ids: All token ids up to the last key, [B, N]; None if they are not known.
             first: Absolute position of each sequence's first real key, [B], where the call itself does not tell it.
+            known: Matches that earlier calls of the same forward asked for; layers that lie alike share them.
         """
         first = call.first_key() if first is None else first
         names = [n for n in self.names if self.applies(n, kind)]
@@ -119,7 +128,7 @@ class Wanted:
             clipped={n: int(m[1] or W) for n in names if (m := _PATTERNS["clipped_distance"].match(n))},
             masses=self._key_sets(names, call, first),
             targets=targets,
-            matches={} if ids is None else _matches(names, ids.to(device), call),
+            matches={} if ids is None else _shared_matches(names, ids, call, {} if known is None else known),
             columns={n: c for n in names if (c := _column(n)) is not None},
         )
 
@@ -168,6 +177,19 @@ def _column(name: str) -> ColumnSum | None:
         lo, hi = (int(m[1]), None if m[2] == "end" else int(m[2])) if m[1] else FUTURE
         return ColumnSum(lo=lo, hi=hi, mean=True)
     return None
+
+
+def _shared_matches(names: list[str], ids: Tensor, call: AttentionCall, known: dict) -> dict[str, Match]:
+    """The label matches of a call: those of an earlier one with the same ids, padding and offsets, where there is."""
+    keys, (_, _, _, q, k) = call.visible.keys, call.shape
+    padding = None if keys is None else keys.data_ptr()
+    at = (ids.data_ptr(), padding, call.visible.q_offset, call.visible.kv_offset, q, k, tuple(names))
+    if at not in known:
+        if len(known) >= SHARED:
+            known.clear()
+        found = _matches(names, ids.to(call.query.device), call)
+        known[at] = (found, ids, keys)  # kept with them, so that no other tensor comes to their address
+    return known[at][0]
 
 
 def _matches(names: list[str], ids: Tensor, call: AttentionCall) -> dict[str, Match]:

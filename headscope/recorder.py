@@ -60,12 +60,14 @@ class StatRecorder:
     keep: bool | Iterable[str] = True
     sample: Fraction | None = None
     _order: Tensor | None = field(default=None, repr=False)
+    _matches: dict[tuple, tuple] = field(default_factory=dict, repr=False)  # of this forward, for layers that lie alike
     gathers: ClassVar[bool] = True  # numbers are brought together, not queries and keys
 
     def begin(self, ids: Tensor | None) -> None:
         """A forward starts. Ids of a continuation are appended when its first call tells where it stands."""
         self.forwards.append({})
-        self._new, self._placed = ids, False
+        self._new, self._placed, self._all_known = ids, False, None
+        self._matches.clear()
 
     def record(self, call: AttentionCall, lse: Tensor | None, site: Site) -> None:
         """Sweep one call and keep the result."""
@@ -75,7 +77,7 @@ class StatRecorder:
             self._place(call)
         ids = self._ids_for(call, site)
         first = site.runtime.first_key(call) if site.kind == "self" else call.first_key()
-        request = self.wanted.request(call, site.kind, ids, first)
+        request = self.wanted.request(call, site.kind, ids, first, self._matches)
         known = lse if call.pattern is None else None
         sums, errors = {}, {}
         if self.sample is not None:
@@ -136,7 +138,9 @@ class StatRecorder:
         if site.encoder:
             return self.encoder_ids
         # Tokens that came into the cache before the recording are not known, so nothing can be said about repeats.
-        return None if self.ids is None or bool((self.ids < 0).any()) else self.ids
+        if self._all_known is None:  # asked once per forward: a GPU would be waited for in every layer
+            self._all_known = self.ids is not None and not bool((self.ids < 0).any())
+        return self.ids if self._all_known else None
 
     def stats(self, forward: int = -1) -> Stats:
         """Everything one forward measured, one sequence per batch entry."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -27,12 +28,13 @@ class Match:
     """Mass on the keys whose label equals the query's label, among keys at least ``lag`` positions back.
 
     Duplicate token: both labels are token ids, lag 1. Induction: the key's label is the id of the token before it,
-    lag 0. A negative label matches nothing.
+    lag 0. A negative label matches nothing. ``found`` remembers which pairs match, for the layers that follow.
     """
 
     query_labels: Int[Tensor, "B Q"]
     key_labels: Int[Tensor, "B K"]
     lag: int = 0
+    found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

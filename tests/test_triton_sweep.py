@@ -97,7 +97,7 @@ def everything(call: AttentionCall) -> Request:
 
 # What one sweep adds up beside the columns when lse is given.
 FUSED = Request(
-    rows=frozenset({"entropy", "sum_sq", "distance", "lse"}),
+    rows=frozenset({"entropy", "sum_sq", "distance", "lse", "top1_mass", "top1_key"}),
     clipped={"clip5": 5},
     masses={"first": KeySet(first=4), "recent": KeySet(recent=9)},
     columns={"received": ColumnSum()},
@@ -157,6 +157,24 @@ def test_rows_and_columns_in_one_sweep(case: str) -> None:
     assert_close(found, naive.sweep(clean(call), FUSED))
     again = triton.run(call, FUSED, lse)
     assert all(torch.equal(found[n], again[n]) for n in found)
+
+
+@pytest.mark.parametrize("labels", [1, 3, 200])
+@pytest.mark.parametrize("case", ["square", "cache", "window", "bidirectional", "padding", "sliding cache"])
+def test_matches_of_few_and_of_many_labels(case: str, labels: int) -> None:
+    call = make(**CASES[case])
+    b, _, _, q, k = call.shape
+    random = torch.Generator().manual_seed(labels)
+    ids = torch.randint(0, labels, (b, 120), generator=random).to(DEVICE)
+    ids[:, 5] = -1
+    rows = ids[:, call.visible.q_offset :][:, :q]
+    columns = ids[:, call.visible.kv_offset :][:, :k]
+    before = torch.nn.functional.pad(columns[:, :-1], (1, 0), value=-1)
+    request = Request(matches={"duplicate": Match(rows, columns, 1), "induction": Match(rows, before)})
+    wanted = naive.sweep(clean(call), request)
+    assert sum(bool(x.any()) for x in wanted.values()) == 2
+    assert_close(triton.run(call, request), wanted)
+    assert_close(triton.run(call, request, naive.pattern(clean(call))[1].float()), wanted)
 
 
 @pytest.mark.parametrize("right", [0, None])
@@ -225,7 +243,10 @@ ROWS_ONLY = Request(rows=frozenset({"entropy"}), clipped={"clip5": 5}, masses={"
 
 def test_some_row_tiles_only() -> None:
     call = make(b=1, h=2, hk=1, q=200, k=200)
-    request = replace(ROWS_ONLY, targets={"self": torch.arange(200, device=DEVICE)[None]})
+    labels = (torch.arange(200, device=DEVICE) % 7)[None]
+    request = replace(
+        ROWS_ONLY, targets={"self": torch.arange(200, device=DEVICE)[None]}, matches={"same": Match(labels, labels, 1)}
+    )
     chosen = torch.zeros(200, device=DEVICE)
     chosen[32:64] = chosen[192:] = 1
     wanted = {n: x * chosen for n, x in naive.sweep(call, request).items()}

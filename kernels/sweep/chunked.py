@@ -9,7 +9,7 @@ from ..call import AttentionCall
 from ..request import Request
 from ..rowblocks import iterate
 from .columns import ColumnAccumulator
-from .matches import PairFinder
+from .matches import finder
 from .rows import RowSums, edges_of
 
 # Above this many keys rows are cut into tiles of so many columns, so that a tile and its keys stay in the cache.
@@ -40,7 +40,7 @@ def _run(
     """All statistics, and how far a row sum is from 1 at most (0 for whole rows: they are divided by their sum)."""
     out = _allocate(call, request)
     columns = ColumnAccumulator(call, request.columns)
-    finders = {name: PairFinder(match, call) for name, match in request.matches.items()}
+    finders = {name: finder(match, call) for name, match in request.matches.items()}
     mend = lse is not None and call.sinks is None
     worst, sums = 0.0, RowSums(call, request, finders)
     for block in iterate(call, lse, widest=widest):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
+from jaxtyping import Int, Int32
 from torch import Tensor
 
 from ..call import AttentionCall
@@ -11,10 +14,15 @@ from ..rowblocks import Block
 
 
 class PairFinder:
-    """Pairs (row, column) with equal labels, found by sorting the key labels once per call.
+    """Pairs (row, column) with equal labels, found by sorting the key labels once.
 
     Sorted by (label, position), the keys that row i matches are one run: it begins at the label's first key and ends
     before the first key later than i - lag.
+
+    Attributes:
+        order: Columns sorted by label, then by position.
+        first: Where each row's run of columns begins in ``order``.
+        count: How many columns each row matches.
     """
 
     def __init__(self, match: Match, call: AttentionCall) -> None:
@@ -29,18 +37,39 @@ class PairFinder:
         first = torch.searchsorted(code, base)
         end = torch.searchsorted(code, base + last.clamp(max=k - 1), right=True)
         empty = (queries < 0) | (last < 0)
-        self._order, self._first = order, first
-        self._count = (end - first).clamp(min=0).masked_fill(empty, 0)
+        self.order: Int[Tensor, "B K"] = order
+        self.first: Int[Tensor, "B Q"] = first
+        self.count: Int[Tensor, "B Q"] = (end - first).clamp(min=0).masked_fill(empty, 0)
 
     def pairs(self, block: Block) -> tuple[Tensor, Tensor]:
         """Row and column numbers within the block; the same for every head."""
         rows = slice(block.rows.start, block.rows.stop)
-        count = self._count[block.batch, rows]
+        count = self.count[block.batch, rows]
         r = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
         within = torch.arange(len(r), device=count.device) - (count.cumsum(0) - count)[r]
-        c = self._order[block.batch][self._first[block.batch, rows][r] + within] - block.cols.start
+        c = self.order[block.batch][self.first[block.batch, rows][r] + within] - block.cols.start
         inside = (c >= 0) & (c < len(block.cols))  # keys a sliding window leaves out
         return (r, c) if bool(inside.all()) else (r[inside], c[inside])
+
+    @cached_property
+    def runs(self) -> tuple[Int32[Tensor, "B 3 Q"], Int32[Tensor, "B K"]]:
+        """Rows with neighbouring runs side by side: (row, where its run begins, where it ends), and ``order``.
+
+        Rows without a match come last; their run begins behind all columns and ends at 0.
+        """
+        matched = self.count > 0
+        first = self.first.masked_fill(~matched, self.order.shape[1])
+        first, rows = first.sort(dim=-1, stable=True)
+        end = (self.first + self.count).masked_fill(~matched, 0).gather(1, rows)
+        return torch.stack([rows, first, end], 1).to(torch.int32), self.order.to(torch.int32)
+
+
+def finder(match: Match, call: AttentionCall) -> PairFinder:
+    """The pairs of a match; looked up once for all layers whose rows and columns lie alike."""
+    at = (call.visible.q_offset - call.visible.kv_offset, call.query.device)
+    if at not in match.found:
+        match.found[at] = PairFinder(match, call)
+    return match.found[at]
 
 
 def match_mass(p: Tensor, r: Tensor, c: Tensor) -> Tensor:

@@ -64,11 +64,12 @@ def sampled(
     total = -(-q // CLUSTER)
     sure = min(CERTAIN, total)
     picks = [*range(sure), *(sure + n for n in draw(total - sure, fraction, seed))]
-    sums, weights = _on_gpu(call, request, picks, lse) or _one_by_one(call, request, picks, lse)
+    names, sums, weights = _on_gpu(call, request, picks, lse) or _one_by_one(call, request, picks, lse)
     everything = call.real_rows().sum(-1).double()
     looked = sum(len(r) for r in _ranges(picks, q))
     share = (len(picks) - sure) / max(1, total - sure)
-    return {n: Estimate(*_estimate(s, weights, sure, share, everything), looked) for n, s in sums.items()}
+    means, errors = _estimate(sums, weights, sure, share, everything)
+    return {n: Estimate(mean, se, looked) for n, mean, se in zip(names, means, errors, strict=True)}
 
 
 def draw(runs: int, fraction: Fraction, seed: int) -> list[int]:
@@ -86,26 +87,27 @@ def _ranges(picks: list[int], q: int) -> list[range]:
 
 def _on_gpu(
     call: AttentionCall, request: Request, picks: list[int], lse: Tensor | None
-) -> tuple[dict[str, Tensor], Tensor] | None:
-    """Sums of all runs from one launch, where the Triton kernels can do the call: [B, H, n] each, real rows [B, n]."""
+) -> tuple[list[str], Tensor, Tensor] | None:
+    """Names, sums of all runs [S, B, H, n] and real rows [B, n], from one launch where the Triton kernels can do it."""
     if not call.query.is_cuda or choose(call, request)[0] != "triton":
         return None
     from . import triton
 
     def by_run(x: Tensor) -> Tensor:
-        x = torch.nn.functional.pad(x.double(), (0, -x.shape[-1] % CLUSTER))
-        return x.unflatten(-1, (-1, CLUSTER)).sum(-1)[..., picks]
+        x = torch.nn.functional.pad(x, (0, -x.shape[-1] % CLUSTER))
+        return x.unflatten(-1, (-1, CLUSTER))[..., picks, :].sum(-1, dtype=torch.float64)
 
     found = triton.run_tiles(call, request, picks, CLUSTER, lse)
-    return {n: by_run(v) for n, v in found.items()}, by_run(call.real_rows())
+    return list(found), by_run(torch.stack(list(found.values()))), by_run(call.real_rows())
 
 
 def _one_by_one(
     call: AttentionCall, request: Request, picks: list[int], lse: Tensor | None
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[list[str], Tensor, Tensor]:
     parts = [_run(call, request, r, lse) for r in _ranges(picks, call.shape[3])]
-    sums = {n: torch.stack([v[n] for v, _ in parts], -1) for n in parts[0][0]}
-    return sums, torch.stack([w for _, w in parts], -1)
+    names = list(parts[0][0])
+    sums = torch.stack([torch.stack([v[n] for n in names]) for v, _ in parts], -1)
+    return names, sums, torch.stack([w for _, w in parts], -1)
 
 
 def _run(call: AttentionCall, request: Request, rows: range, lse: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
@@ -122,7 +124,7 @@ def _run(call: AttentionCall, request: Request, rows: range, lse: Tensor | None)
 
 
 def _estimate(sums: Tensor, weights: Tensor, sure: int, share: float, everything: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over all real rows and its standard error, [B, H] each: the first ``sure`` runs are known exactly."""
+    """Means over all real rows and their standard errors, [S, B, H]: the first ``sure`` runs are known exactly."""
     known, rest = sums[..., :sure].sum(-1), sums[..., sure:]
     drawn = weights[:, sure:]
     left = (everything - weights[:, :sure].sum(-1))[:, None]  # real rows behind the drawn runs

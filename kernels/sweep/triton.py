@@ -14,8 +14,9 @@ from ..request import ColumnSum, KeySet, Request
 from ..triton_util import INTERPRET, base2_lse
 from .bins import bin_edges
 from .triton_columns import FUSED, columns
+from .triton_matches import match_mass
 from .triton_rows import Sums, narrow_tile, rows
-from .triton_rows_kernel import CLIPPED, FIRST, MARKED, MATCH, RECENT
+from .triton_rows_kernel import CLIPPED, FIRST, MARKED, RECENT
 from .triton_targets import target_mass
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -60,7 +61,7 @@ def _run(call: AttentionCall, request: Request, lse: Tensor | None) -> dict[str,
     if lse2 is not None and (None, None) in windows and not names - set(FUSED) - {"lse"} and sums.are_local:
         fused = frozenset(names & set(FUSED))
     left = names - fused - ({"lse"} if lse2 is not None else set())
-    needs_lse = lse2 is None and (windows or request.targets)
+    needs_lse = lse2 is None and (windows or request.targets or request.matches)
     if left or sums.names or needs_lse:
         found = rows(call, frozenset(left), sums, lse2, bins=_bins(call))
         if lse2 is None:
@@ -71,6 +72,8 @@ def _run(call: AttentionCall, request: Request, lse: Tensor | None) -> dict[str,
         out["lse"] = torch.where(lse2 < 1e29, lse.float(), 0.0)
     for name, index in request.targets.items():
         out[name] = target_mass(call, lse2, index)
+    for name, match in request.matches.items():
+        out[name] = match_mass(call, lse2, match)
     for (lo, hi), group in windows.items():
         cut = _narrow(call, lo, hi)
         extra = fused if (lo, hi) == (None, None) else frozenset()
@@ -100,7 +103,7 @@ def _run_tiles(
     names = frozenset(request.rows)
     found = rows(call, names, sums, lse2, tile=tile, tiles=tiles)
     out = {n: found[n] for n in (*names, *sums.names)}
-    if request.targets:
+    if request.targets or request.matches:
         q = call.shape[3]
         inside = torch.zeros(-(-q // height), dtype=torch.bool, device=tiles.device)
         inside[tiles.long()] = True
@@ -108,6 +111,8 @@ def _run_tiles(
         if lse2 is None:
             lse2 = base2_lse(call, torch.where(_dead(call, found) | ~inside, torch.inf, found["lse"]))
         out |= {n: target_mass(call, lse2, index) * inside for n, index in request.targets.items()}
+        for name, match in request.matches.items():
+            out[name] = match_mass(call, lse2, replace(match, query_labels=match.query_labels.where(inside, -1)))
     return out
 
 
@@ -134,23 +139,17 @@ def _bins(call: AttentionCall) -> int:
 
 def _sums(call: AttentionCall, request: Request) -> Sums:
     """The request's weighted row sums in the kernel's terms."""
-    entries: list[tuple[str, int, int, int]] = [(n, CLIPPED, w, 0) for n, w in request.clipped.items()]
+    entries: list[tuple[str, int, int]] = [(n, CLIPPED, w) for n, w in request.clipped.items()]
     marks: list[Tensor] = []
     for name, keys in request.masses.items():
-        entries.append((name, *_key_set(keys, len(marks)), 0))
+        entries.append((name, *_key_set(keys, len(marks))))
         if keys.marked is not None:
             marks.append(keys.marked)
-    entries += [(n, MATCH, i, m.lag) for i, (n, m) in enumerate(request.matches.items())]
-    device, found = call.query.device, list(request.matches.values())
     return Sums(
         names=tuple(e[0] for e in entries),
         kinds=tuple(e[1] for e in entries),
         params=tuple(e[2] for e in entries),
-        lags=tuple(e[3] for e in entries),
-        marks=torch.stack(marks).to(device, torch.int8).contiguous() if marks else None,
-        # Negative labels match nothing: on the key side they become another number than on the query side.
-        query_labels=_labels([m.query_labels.clamp(min=-1) for m in found], device),
-        key_labels=_labels([m.key_labels.masked_fill(m.key_labels < 0, -2) for m in found], device),
+        marks=torch.stack(marks).to(call.query.device, torch.int8).contiguous() if marks else None,
     )
 
 
@@ -160,10 +159,6 @@ def _key_set(keys: KeySet, row: int) -> tuple[int, int]:
     if keys.recent is not None:
         return RECENT, keys.recent
     return MARKED, row
-
-
-def _labels(labels: list[Tensor], device: torch.device) -> Tensor | None:
-    return torch.stack(labels).to(device, torch.int32).contiguous() if labels else None
 
 
 def _windows(columns: dict[str, ColumnSum]) -> dict[tuple[int | None, int | None], dict[str, ColumnSum]]:

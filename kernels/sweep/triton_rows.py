@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..call import AttentionCall
 from ..triton_util import INTERPRET, Tile, band, key_spans, logit_constants, split_width
-from .triton_rows_kernel import CLIPPED, FIRST, MATCH, RECENT, rows_kernel
+from .triton_rows_kernel import CLIPPED, FIRST, MARKED, RECENT, rows_kernel
 
 # Beyond this distance a tile (at most 256 rows and columns together) meets at most two distance bins.
 NEAR_BINS = 256
@@ -27,22 +27,18 @@ BASIC = ("lse", "entropy", "distance", "sum_sq", "top1_mass")
 class Sums:
     """Additional sums Σ_j P[i, j] f(i, j) of a sweep: (kind, parameter) each, and the tensors they read.
 
-    The parameter is W, n, n, the row of ``marks`` and the row of the labels; a match's lag is in ``lags``.
+    The parameter is W, n, n and the row of ``marks``.
     """
 
     names: tuple[str, ...] = ()
     kinds: tuple[int, ...] = ()
     params: tuple[int, ...] = ()
-    lags: tuple[int, ...] = ()
     marks: Tensor | None = None
-    query_labels: Tensor | None = None
-    key_labels: Tensor | None = None
 
     @property
     def reach(self) -> int:
-        """Distance from which clipped distances, recent masses and lags make no difference; 0 if there are none."""
+        """Distance from which clipped distances and recent masses make no difference; 0 if there are none."""
         near = [n for kind, n in zip(self.kinds, self.params, strict=True) if kind in (CLIPPED, RECENT)]
-        near += [lag for kind, lag in zip(self.kinds, self.lags, strict=True) if kind == MATCH]
         return max([*near, 1]) if near else 0
 
     @property
@@ -53,7 +49,7 @@ class Sums:
     @property
     def are_local(self) -> bool:
         """True if a few tiles per row hold everything that is asked for."""
-        return all(kind in (CLIPPED, RECENT, FIRST) for kind in self.kinds)
+        return MARKED not in self.kinds
 
 
 def best_tile(call: AttentionCall, local: bool = False, online: bool = False, heavy: bool = False) -> Tile:
@@ -61,7 +57,7 @@ def best_tile(call: AttentionCall, local: bool = False, online: bool = False, he
     if local or INTERPRET or call.query.dtype == torch.float32 or call.query.shape[-1] > 128:
         return narrow_tile(call)
     if heavy:  # a histogram per row needs registers
-        return Tile(128, 64, 8, 3)
+        return Tile(64, 64, 4, 3, 168)
     return Tile(128, 64, 4, 3) if online else Tile(128, 64, 8, 3, 128)
 
 
@@ -125,16 +121,16 @@ def rows(
         return out if x is None else x
 
     rows_kernel[(n_tiles * b * h,)](
-        call.query, call.key, pick(lse2), sink, span, real, row_real, pick(sums.marks), pick(sums.query_labels),
-        pick(sums.key_labels), pick(tiles), out, top_key, hist, qs, cap, h, call.groups, q, k, n_tiles,
-        shift, left, right, -call.visible.kv_offset, b * k, b * q, b * h * q, *sink_strides,
+        call.query, call.key, pick(lse2), sink, span, real, row_real, pick(sums.marks),
+        pick(tiles), out, top_key, hist, qs, cap, h, call.groups, q, k, n_tiles,
+        shift, left, right, -call.visible.kv_offset, b * k, b * h * q, *sink_strides,
         *call.query.stride(), *call.key.stride(),
         ONLINE=lse2 is None, LOCAL=local, PADDED=padded, SINKS=call.sinks is not None, SAMPLED=tiles is not None,
         HAS_LEFT=has_left, HAS_RIGHT=has_right, CAP=call.softcap is not None,
         ENTROPY="entropy" in names, DISTANCE="distance" in names, SUM_SQ="sum_sq" in names, TOP=top,
         TOP_KEY="top1_key" in names, HIST=histogram,
         CLIP=CLIPPED in sums.kinds,
-        KINDS=sums.kinds, PARAMS=sums.params, LAGS=sums.lags, N_SUMS=len(sums.names),
+        KINDS=sums.kinds, PARAMS=sums.params, N_SUMS=len(sums.names),
         NE=triton.next_power_of_2(max(1, len(sums.names))), FIRST=sums.first, NB=wide,
         REACH=max(sums.reach, NEAR_BINS if histogram else 0),
         D=call.query.shape[-1], D1=d1, D2=d2, BM=tile.rows, BN=tile.cols,

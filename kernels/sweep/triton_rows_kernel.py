@@ -11,8 +11,8 @@ _HIDDEN = tl.constexpr(HIDDEN)
 _LN2 = tl.constexpr(LN2)
 _DEAD_FROM = tl.constexpr(DEAD / 10)
 # Kinds of additional sums: Σ P f with f as named. Clipped, recent and first keys are touched in few tiles only.
-CLIPPED, RECENT, FIRST, MARKED, MATCH = 0, 1, 2, 3, 4
-_CLIPPED, _RECENT, _FIRST, _MARKED, _MATCH = (tl.constexpr(n) for n in (CLIPPED, RECENT, FIRST, MARKED, MATCH))
+CLIPPED, RECENT, FIRST, MARKED = 0, 1, 2, 3
+_CLIPPED, _RECENT, _FIRST, _MARKED = (tl.constexpr(n) for n in (CLIPPED, RECENT, FIRST, MARKED))
 
 
 @triton.jit
@@ -23,14 +23,14 @@ def _distance_bin(d):
 
 @triton.jit
 def _stretch(
-    m, l, t, dist, ssq, top, top_key, near, sums, hist, q1, q2, lse, k_base, real_ptr, marks_ptr, qlab_ptr, klab_ptr,
-    lo, hi, r0, rows, row_ok, shift, left, right, first_key, Q, K, BK, BQ, stride_col, stride_dim, qs, cap,
+    m, l, t, dist, ssq, top, top_key, near, sums, hist, run, run_bin, q1, q2, lse, k_base, real_ptr, marks_ptr,
+    lo, hi, r0, rows, row_ok, shift, left, right, first_key, Q, K, BK, stride_col, stride_dim, qs, cap,
     MASKED: tl.constexpr, NEAR: tl.constexpr, ONLINE: tl.constexpr, PADDED: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, CAP: tl.constexpr,
     ENTROPY: tl.constexpr, DISTANCE: tl.constexpr, SUM_SQ: tl.constexpr, TOP: tl.constexpr, TOP_KEY: tl.constexpr,
     HIST: tl.constexpr,
     CLIP: tl.constexpr,
-    KINDS: tl.constexpr, PARAMS: tl.constexpr, LAGS: tl.constexpr, N_SUMS: tl.constexpr, NE: tl.constexpr,
+    KINDS: tl.constexpr, PARAMS: tl.constexpr, N_SUMS: tl.constexpr, NE: tl.constexpr,
     NB: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     IEEE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -94,6 +94,7 @@ def _stretch(
                 sums = sums * alpha[:, None]
             if HIST:
                 hist = hist * alpha[:, None]
+                run = run * alpha
         if ENTROPY:
             t += tl.sum(p * x, axis=1)
         if SUM_SQ:
@@ -123,7 +124,12 @@ def _stretch(
                     hist += tl.where((bins == one)[None, :], part[:, None], 0.0)
             else:
                 if highest == lowest:
-                    hist += tl.where((bins == lowest)[None, :], tl.sum(p, axis=1)[:, None], 0.0)
+                    # Consecutive tiles mostly fall into one bin: it is written once they have left it.
+                    if lowest != run_bin:
+                        hist += tl.where((bins == run_bin)[None, :], run[:, None], 0.0)
+                        run = run * 0.0
+                        run_bin = lowest
+                    run += tl.sum(p, axis=1)
                 else:
                     further = tl.abs(away) >= (1 << lowest)
                     beyond = tl.sum(tl.where(further, p, 0.0), axis=1)
@@ -146,38 +152,29 @@ def _stretch(
                     early = (cols >= first_key) & (cols < first_key + PARAMS[e])
                     part = tl.sum(tl.where(early[None, :], p, 0.0), axis=1)
                     sums += tl.where((slot == e)[None, :], part[:, None], 0.0)
-            elif KINDS[e] == _MARKED:
+            else:
                 at_mark = (marks_ptr + PARAMS[e] * BK + n0) + within
                 mark = (tl.load(at_mark, mask=cols < K, other=0) if MASKED else tl.load(at_mark)) != 0
                 part = tl.sum(tl.where(mark[None, :], p, 0.0), axis=1)
                 sums += tl.where((slot == e)[None, :], part[:, None], 0.0)
-            else:
-                q_label = tl.load(qlab_ptr + PARAMS[e] * BQ + rows, mask=rows < Q, other=-1)
-                at_label = (klab_ptr + PARAMS[e] * BK + n0) + within
-                k_label = tl.load(at_label, mask=cols < K, other=-2) if MASKED else tl.load(at_label)
-                same = q_label[:, None] == k_label[None, :]
-                if NEAR or not HAS_RIGHT:
-                    same = same & (away >= LAGS[e])
-                part = tl.sum(tl.where(same, p, 0.0), axis=1)
-                sums += tl.where((slot == e)[None, :], part[:, None], 0.0)
-    return m, l, t, dist, ssq, top, top_key, near, sums, hist
+    return m, l, t, dist, ssq, top, top_key, near, sums, hist, run, run_bin
 
 
 # A new text length must not compile anew.
-_LENGTHS = ["n_tiles", "shift", "left", "right", "first_col", "BK", "BQ", "out_stride"]
+_LENGTHS = ["n_tiles", "shift", "left", "right", "first_col", "BK", "out_stride"]
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
 def rows_kernel(
-    q_ptr, k_ptr, lse_ptr, sink_ptr, span_ptr, real_ptr, row_real_ptr, marks_ptr, qlab_ptr, klab_ptr, tiles_ptr,
-    out_ptr, top_ptr, hist_ptr, qs, cap, H, G, Q, K, n_tiles, shift, left, right, first_col, BK, BQ, out_stride,
+    q_ptr, k_ptr, lse_ptr, sink_ptr, span_ptr, real_ptr, row_real_ptr, marks_ptr, tiles_ptr,
+    out_ptr, top_ptr, hist_ptr, qs, cap, H, G, Q, K, n_tiles, shift, left, right, first_col, BK, out_stride,
     sink_b, sink_h, sink_q, sqb, sqh, sqr, sqd, skb, skh, skr, skd,
     ONLINE: tl.constexpr, LOCAL: tl.constexpr, PADDED: tl.constexpr, SINKS: tl.constexpr, SAMPLED: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, CAP: tl.constexpr,
     ENTROPY: tl.constexpr, DISTANCE: tl.constexpr, SUM_SQ: tl.constexpr, TOP: tl.constexpr, TOP_KEY: tl.constexpr,
     HIST: tl.constexpr,
     CLIP: tl.constexpr,
-    KINDS: tl.constexpr, PARAMS: tl.constexpr, LAGS: tl.constexpr, N_SUMS: tl.constexpr, NE: tl.constexpr,
+    KINDS: tl.constexpr, PARAMS: tl.constexpr, N_SUMS: tl.constexpr, NE: tl.constexpr,
     REACH: tl.constexpr, FIRST: tl.constexpr, NB: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, IEEE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -259,11 +256,11 @@ def rows_kernel(
     near = tl.zeros([BM], tl.float32)
     sums = tl.zeros([BM, NE], tl.float32)
     hist = tl.zeros([BM, NB], tl.float32)
+    run = tl.zeros([BM], tl.float32)
+    run_bin = tile * 0
     k_base = k_ptr + b * skb + (h // G) * skh
     real_ptr += b * K
     marks_ptr += b * K
-    klab_ptr += b * K
-    qlab_ptr += b * Q
     for part in tl.static_range(5):
         lo = a_lo
         hi = a_hi
@@ -282,11 +279,11 @@ def rows_kernel(
         edge = part == 0 and (FIRST > 0 or (HAS_LEFT and not LOCAL))
         middle = part == 2 and (REACH > 0 or not LOCAL)
         if edge or middle or (not LOCAL and (part == 1 or (part > 2 and not HAS_RIGHT))):
-            m, l, t, dist, ssq, top, top_key, near, sums, hist = _stretch(
-                m, l, t, dist, ssq, top, top_key, near, sums, hist, q1, q2, lse, k_base, real_ptr, marks_ptr, qlab_ptr,
-                klab_ptr, lo, hi, r0, rows, row_ok, shift, left, right, first_key, Q, K, BK, BQ, skr, skd, qs, cap,
+            m, l, t, dist, ssq, top, top_key, near, sums, hist, run, run_bin = _stretch(
+                m, l, t, dist, ssq, top, top_key, near, sums, hist, run, run_bin, q1, q2, lse, k_base, real_ptr,
+                marks_ptr, lo, hi, r0, rows, row_ok, shift, left, right, first_key, Q, K, BK, skr, skd, qs, cap,
                 PADDED or part % 2 == 0, part == 0 or part == 2, ONLINE, PADDED, HAS_LEFT, HAS_RIGHT, CAP,
-                ENTROPY, DISTANCE, SUM_SQ, TOP, TOP_KEY, HIST, CLIP, KINDS, PARAMS, LAGS, N_SUMS, NE, NB, D, D1, D2, BM,
+                ENTROPY, DISTANCE, SUM_SQ, TOP, TOP_KEY, HIST, CLIP, KINDS, PARAMS, N_SUMS, NE, NB, D, D1, D2, BM,
                 BN, IEEE, UPCAST)  # fmt: skip
 
     # Per unit of weight: P = p / total, and `mass` is what the keys hold of it (less than 1 beside a sink).
@@ -332,5 +329,6 @@ def rows_kernel(
         tl.store(out_ptr + (5 + e) * wide, value, mask=inside)
     if HIST:
         bins = tl.arange(0, NB)
+        hist += tl.where((bins == run_bin)[None, :], run[:, None], 0.0)
         at = hist_ptr + (bh * Q + rows)[:, None] * NB + bins[None, :]
         tl.store(at, hist * scale[:, None], mask=inside[:, None])
