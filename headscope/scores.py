@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .display import Shown
 from .heads import HeadId
 
 
 @dataclass(frozen=True, eq=False)
-class HeadScores:
+class HeadScores(Shown):
     """One number per head, with its error, its null baseline and how it came about.
 
     Attributes:
@@ -88,14 +89,9 @@ class HeadScores:
         named = "" if self.threshold is None else f", {len(self.named())} named from {self.threshold:g} on"
         return f"HeadScores({self.name!r}: {layers} layers x {heads} heads, n = {self.n}{named}{best})"
 
-    def _repr_html_(self) -> str:
-        from .viz import show
-
-        return show.head_scores(self)
-
 
 @dataclass(frozen=True, eq=False)
-class TokenScores:
+class TokenScores(Shown):
     """One row per token: a frame with ``sequence``, ``position`` and the probe's columns."""
 
     name: str
@@ -110,8 +106,3 @@ class TokenScores:
         columns = ", ".join(map(str, self.frame.columns))
         texts = self.frame["sequence"].nunique() if "sequence" in self.frame else 1
         return f"TokenScores({self.name!r}: {len(self.frame)} tokens of {texts} texts; columns {columns})"
-
-    def _repr_html_(self) -> str:
-        from .viz import show
-
-        return show.token_scores(self)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .display import Shown
 from .errors import UserError, unknown_name
 
 
@@ -24,7 +25,7 @@ class LayerInfo:
 
 
 @dataclass(eq=False)
-class Stats:
+class Stats(Shown):
     """Sums per sequence, layer and head in float64, and on request the values of every row and column.
 
     A head's value is the mean over all real query tokens of all sequences: Σ sums / Σ counts. Its standard error
@@ -148,8 +149,3 @@ class Stats:
         parts += [f"per token {', '.join(sorted(self.columns))}"] if self.columns else []
         parts += [f"rows of {', '.join(sorted(self.rows))}"] if self.rows else []
         return f"Stats({self.n_sequences} texts, {self.n_tokens} tokens, {len(self.layers)} layers; {'; '.join(parts)})"
-
-    def _repr_html_(self) -> str:
-        from .viz import show
-
-        return show.stats(self)

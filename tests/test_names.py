@@ -43,3 +43,23 @@ def test_cross_attention_has_no_positional_statistics() -> None:
     assert request.rows == {"entropy", "sum_sq", "top1_mass"}
     assert set(request.masses) == {"mass_first", "mass_first4"}
     assert set(request.columns) == {"received"} and not request.targets and not request.clipped
+
+
+def test_layers_that_lie_alike_share_their_matches() -> None:
+    """Equal tokens are looked up once per forward; other ids, another padding or another offset are another matter."""
+    ids = torch.tensor([[3, 1, 3, 1, 3]])
+    tensor = torch.randn(1, 2, 5, 4)
+    wanted, known = Wanted(expand("duplicate_token_score")), {}
+
+    def match(ids: torch.Tensor, visible: Visibility) -> object:
+        call = AttentionCall(tensor, tensor, tensor, 0.5, visible)
+        return wanted.request(call, "self", ids, known=known).matches["duplicate_token_score"]
+
+    first = match(ids, Visibility(right=0))
+    assert match(ids, Visibility(right=0, left=2)) is first
+    keys = torch.tensor([[False, True, True, True, True]])
+    others = [match(ids.clone(), Visibility(right=0)), match(ids, Visibility(right=0, keys=keys))]
+    others.append(match(ids, Visibility(right=0, q_offset=1)))
+    assert all(x is not first for x in others)
+    assert others[1].key_labels.tolist() == [[-1, 1, 3, 1, 3]]
+    assert others[2].query_labels.tolist() == [[1, 3, 1, 3, -1]]

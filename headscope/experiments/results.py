@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..display import Shown
 from ..errors import ResultFormatError, UserError
 from . import curves
 from .store import FILE, is_store
@@ -24,7 +25,7 @@ CURVE = ["task", "ranking", "order"]
 TABLES = ("table", "examples", "curves", "auc", "compare", "effects", "path")
 
 
-class SweepResult:
+class SweepResult(Shown):
     """What a sweep's store holds at this moment.
 
     Attributes:
@@ -187,11 +188,6 @@ class SweepResult:
             change = values - np.array(base[task][self.metric(task)])
             se = change.std(ddof=1) / len(change) ** 0.5 if len(change) > 1 else float("nan")
             yield task, ranking, k, json.loads(heads), [values.mean(), change.mean(), se, len(change)]
-
-    def _repr_html_(self) -> str:
-        from ..viz import show
-
-        return show.sweep(self)
 
 
 def read_results(folder: str | Path) -> dict[str, tuple[str, float]]:

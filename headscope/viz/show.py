@@ -7,28 +7,37 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import singledispatch
 
 import pandas as pd
 
 from ..errors import UserError
+from ..experiments.results import SweepResult
+from ..maps import Maps
+from ..rundata import RunData
+from ..scores import HeadScores, TokenScores
+from ..stats import Stats
 from .figure import MAX_HTML, Figure
 from .grids import heads
 from .lines import curves, profile
 from .maps import pattern
 from .text import tokens
 
-if TYPE_CHECKING:
-    from ..experiments.results import SweepResult
-    from ..maps import Maps
-    from ..rundata import RunData
-    from ..scores import HeadScores, TokenScores
-    from ..stats import Stats
-
 _ROWS = 10
 _MAPS = 3
 
 
+@singledispatch
+def picture(found: object) -> str:
+    """HTML of a result, by its type.
+
+    Raises:
+        TypeError: For what has no picture.
+    """
+    raise TypeError(f"Expected a result of headscope; found {type(found).__name__}.")
+
+
+@picture.register(HeadScores)
 def head_scores(found: HeadScores) -> str:
     """The grid of a score and its ten highest heads."""
     title = f"<b>{html.escape(found.name)}</b> (n = {found.n})"
@@ -36,6 +45,7 @@ def head_scores(found: HeadScores) -> str:
     return _joined(title, [lambda: heads(found)] if len(best) else [], best)
 
 
+@picture.register(TokenScores)
 def token_scores(found: TokenScores) -> str:
     """The first text shaded by the probe's first number (as lines where the table has no words), and its first rows."""
     first = found.frame[found.frame["sequence"] == found.frame["sequence"].min()]
@@ -51,6 +61,7 @@ def token_scores(found: TokenScores) -> str:
     return _joined(f"<b>{html.escape(found.name)}</b>", [draw] if numbers and len(first) else [], first.head(_ROWS))
 
 
+@picture.register(Stats)
 def stats(found: Stats) -> str:
     """Mean, lowest and highest head of every statistic held, and the grid of the first."""
     rows = []
@@ -68,6 +79,7 @@ def stats(found: Stats) -> str:
     return _joined(title + columns, [lambda: heads(found[name], name)] if rows else [], table.round(4))
 
 
+@picture.register(Maps)
 def maps(found: Maps) -> str:
     """The first maps of the first text."""
     shown = list(found)[:_MAPS]
@@ -76,6 +88,7 @@ def maps(found: Maps) -> str:
     return _joined(title, pictures, None)
 
 
+@picture.register(RunData)
 def run(data: RunData) -> str:
     """What a run found, and the grid of its first score."""
     model = html.escape(str(data.info.get("model", {}).get("name", "")))
@@ -88,6 +101,7 @@ def run(data: RunData) -> str:
     return _joined(title, [lambda: heads(data.heads, name)] if name else [], table)
 
 
+@picture.register(SweepResult)
 def sweep(result: SweepResult) -> str:
     """The curves of a sweep and their areas."""
     title = f"<b>{html.escape(str(result.folder.name))}</b>: {result.done} of {result.total} cells"
