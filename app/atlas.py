@@ -23,20 +23,27 @@ def draw() -> None:
     entry = common.open_run()
     cols, found, given = common.scored(entry)
     theme.title(common.model_name(entry), common.facts(entry))
+    if not cols:
+        st.write("None of this run's scores holds a number, so there is nothing to colour the heads by.")
+        state.show(run=state.recall("run", None))
+        common.footer(entry)
+        return
     by_name = {c.name: c for c in cols}
     score, second = _choose(cols, found)
     column = by_name[score]
     counts = {f.column: f.count for f in found if f.count}
-    top = int(state.recall("top", counts.get(score) or 10, int))
+    top = int(state.recall("top", counts.get(score) or 10, state.between(1, len(entry.data.heads))))
+    log = state.recall("shade", None) == "log"
     st.caption(common.plain(column.definition) or " ")
     data = grid_data(entry, column, given) | {
         "top": top,
         "lowest": state.recall("lowest", False, lambda t: t == "1"),
         "picked": picked(entry),
+        "log": log,
         "second": None if second == _NONE else _second(by_name[second]),
         "selected": state.recall("head", None),
     }
-    result = components.grid(data, _KEY, open=_opened, top=_topped, picked=_picked)
+    result = components.grid(data, _KEY, open=_opened, top=_topped, picked=_picked, log=_shaded)
     if result.open:
         nav.go("head")
     _chosen(entry, cols)
@@ -47,6 +54,7 @@ def draw() -> None:
         top=top,
         lowest=state.recall("lowest", False),
         picked=",".join(picked(entry)),
+        shade="log" if log else None,
     )
     _refused(entry)
     common.footer(entry)
@@ -95,7 +103,7 @@ def layer_rows(entry: Entry) -> list[dict[str, Any]]:
                 "n": int(n),
                 "name": str(module.get("name") or ""),
                 "heads": _int(module.get("heads")),
-                "kv": _int(module.get("kv_heads")),
+                "kv": min(_int(module.get("kv_heads")), int(heads["head"].max()) + 1),
                 "refused": refused[n] if n in refused and n not in measured else None,
             }
         )
@@ -121,24 +129,28 @@ def _choose(cols: list[Column], found: list[Finding]) -> tuple[str, str]:
         second = state.select("Second score", "second", [_NONE, *names], other, format_func=labels.get)
     counted = [f for f in found if f.count]
     with right:
-        tags = {f"{f.role} {f.count}": f for f in counted}
-        active = [t for t, f in tags.items() if f.column == score and f.lowest == state.recall("lowest", False)]
-        key = f"kinds-{score}-{state.recall('lowest', False)}"
-        st.pills("Kinds of heads", list(tags), default=active[:1], key=key, on_change=_kind, args=(key, tags))
+        lowest = state.recall("lowest", False, lambda t: t == "1")
+        active = next((i for i, f in enumerate(counted) if f.column == score and f.lowest == lowest), None)
+        key = f"kinds-{names.index(score)}-{lowest}"
+        words = [common.plain(f"{f.role} {f.count}") for f in counted]  # labels of buttons read Markdown
+        st.pills(
+            "Kinds of heads", range(len(counted)), default=active, key=key, format_func=words.__getitem__,
+            on_change=_kind, args=(key, counted),
+        )  # fmt: skip
     return score, second
 
 
-def _kind(key: str, tags: dict[str, Finding]) -> None:
-    tag = st.session_state[key]
-    if tag is None:
+def _kind(key: str, counted: list[Finding]) -> None:
+    picked = st.session_state[key]
+    if picked is None:
         return
-    state.choose("score", tags[tag].column)
-    state.choose("top", tags[tag].count)
-    state.choose("lowest", tags[tag].lowest)
+    state.choose("score", counted[picked].column)
+    state.choose("top", counted[picked].count)
+    state.choose("lowest", counted[picked].lowest)
 
 
 def _forget_top() -> None:
-    st.session_state["kept"].pop("top", None)
+    state.forget("top")
     state.choose("lowest", False)
 
 
@@ -152,6 +164,10 @@ def _opened() -> None:
 
 def _topped() -> None:
     state.choose("top", int(st.session_state[_KEY].top))
+
+
+def _shaded() -> None:
+    state.choose("shade", "log" if st.session_state[_KEY].log else None)
 
 
 def _picked() -> None:

@@ -30,12 +30,12 @@ def shown() -> Entry | None:
 
 
 def open_run() -> Entry:
-    """The run that is chosen, and what is wrong with it; the page stops here if there is none."""
+    """The run that is chosen, and what is wrong with it; the page stops here if nothing of it can be shown.
+
+    Only for where there is a run (see `shown`).
+    """
     entry = shown()
     if entry is None:
-        from . import welcome
-
-        welcome.draw()
         st.stop()
     for problem in entry.problems:
         st.warning(plain(problem), icon=":material/report:")
@@ -62,9 +62,21 @@ def run_names() -> list[str]:
 
 
 def labels(paths: list[Path]) -> list[str]:
-    """Names of runs, with their folder where two have the same."""
-    short = [p.resolve().name for p in paths]
-    return [n if short.count(n) == 1 else f"{p.resolve().parent.name}/{n}" for n, p in zip(short, paths, strict=True)]
+    """Names of runs, with as much of their path as tells apart those that have the same.
+
+    Example:
+        >>> labels([Path("/a/x/run"), Path("/b/x/run"), Path("/b/x/other")])
+        ['a/x/run', 'b/x/run', 'other']
+    """
+    parts = [p.resolve().parts for p in paths]
+    depth = [1] * len(parts)
+    while True:
+        names = ["/".join(p[-d:]) for p, d in zip(parts, depth, strict=True)]
+        longer = [i for i, n in enumerate(names) if names.count(n) > 1 and depth[i] < len(parts[i])]
+        if not longer:
+            return names
+        for i in longer:
+            depth[i] += 1
 
 
 def scored(entry: Entry) -> tuple[list[Column], list[Finding], list[list[str]]]:

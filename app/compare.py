@@ -17,6 +17,10 @@ _FACTS = ("command", "dtype", "device", "seed", "created")
 
 def draw() -> None:
     """This part of the Experiments page."""
+    if common.shown() is None:
+        st.write("Comparing needs two runs, and there is none yet. Make one under “Start a scan or sweep”.")
+        state.show(part="compare")
+        return
     entry = common.open_run()
     paths, names = common.runs(), common.run_names()
     others = [n for n in names if n != state.recall("run", None)]

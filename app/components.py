@@ -15,17 +15,18 @@ import streamlit as st
 from ..report import palette
 
 _HERE = Path(__file__).parent
+_SHARED = Path(palette.__file__).with_name("shared.js")
 _HTML = '<div class="stage"></div><div class="tip" role="tooltip" hidden></div><div class="sentinel"></div>'
 
 
 def nav(data: dict[str, Any], key: str, **callbacks: Callable[[], None]) -> Any:
-    """The bar of pages. Triggers ``go`` (page) and ``run`` (run name)."""
-    return _mount("nav", data, key, callbacks, ("go", "run"))
+    """The bar of pages. Triggers ``go`` (page), ``run`` (run name) and ``went`` (the address gone back to)."""
+    return _mount("nav", data, key, callbacks, ("go", "run", "went"))
 
 
 def grid(data: dict[str, Any], key: str, **callbacks: Callable[[], None]) -> Any:
-    """Layer × head grid, ranking and scatter. Triggers ``open`` (head id); states ``top`` and ``picked``."""
-    return _mount("grid", data, key, callbacks, ("open", "top", "picked"))
+    """Layer × head grid, ranking and scatter. Triggers ``open`` (head id); states ``top``, ``picked`` and ``log``."""
+    return _mount("grid", data, key, callbacks, ("open", "top", "picked", "log"))
 
 
 def text(data: dict[str, Any], key: str, **callbacks: Callable[[], None]) -> Any:
@@ -70,7 +71,8 @@ def _style(name: str) -> str:
 @cache
 def _script(name: str) -> str:
     colours = {"q": [palette.sequential(False), palette.sequential(True)]}
-    return f"const PALETTE = {colours!r};\n" + asset("base.js") + asset(f"{name}.js")
+    shared = _SHARED.read_text(encoding="utf-8")
+    return f"const PALETTE = {colours!r};\n" + shared + asset("base.js") + asset(f"{name}.js")
 
 
 def asset(name: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import streamlit as st
-
 from . import begin, compare, progress, state, sweeps, theme
 
 PARTS = {"sweeps": "Sweeps", "compare": "Compare runs", "new": "Start a scan or sweep"}
@@ -14,8 +12,8 @@ def draw() -> None:
     """The page."""
     theme.title("Experiments", [])
     first = "sweeps" if sweeps.paths() else "compare"
-    key = state.widget("part", first, state.one_of(PARTS))
-    picked = st.segmented_control("Part", list(PARTS), key=key, format_func=PARTS.get, label_visibility="collapsed")
-    part = state.keep("part", picked or first)
+    part = state.segmented(
+        "Part", "part", list(PARTS), first, format_func=PARTS.get, label_visibility="collapsed"
+    )  # fmt: skip
     progress.strip()
     _DRAW[part]()

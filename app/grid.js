@@ -17,7 +17,7 @@ export default function (component) {
   let picked = new Set((data.picked || []).map((id) => rowOf.get(id)).filter((i) => i !== undefined));
   let cursor = rowOf.get(pointedAt.get(root) ?? data.selected) ?? null;
 
-  let log = shading.get(root) ?? false;
+  let log = data.log ?? shading.get(root) ?? false;
 
   // Linear, or log as in log10(1 + 9x): small values become visible, both ends stay where they are.
   const shade = (value) => {
@@ -179,14 +179,18 @@ export default function (component) {
       if (row === null) continue;
       for (const mark of [cells[row], dots[row], ranking.querySelector(`[data-row="${row}"]`)]) mark?.classList.toggle('on', on);
     }
-    svg.insertBefore(cells[i], svg.querySelector('.rule, .sign'));
+    const above = svg.querySelector('.rule, .sign');
+    svg.querySelector('.halo')?.remove();
+    svg.insertBefore(cells[i], above);
+    svg.insertBefore(ring(cells[i], 'ring halo'), above);
   }
 
   function paint() {
     const outlined = new Set(rows.slice(0, top));
     const marks = (i) => `${outlined.has(i) ? ' top' : ''}${picked.has(i) ? ' picked' : ''}${i === cursor ? ' on' : ''}`;
     cells.forEach((cell, i) => cell.setAttribute('class', `cell ${shade(data.values[i])}${marks(i)}`));
-    cells.filter((_, i) => marks(i)).forEach((cell) => cell.parentNode.append(cell));
+    svg.querySelectorAll('.ring').forEach((old) => old.remove());
+    cells.forEach((cell, i) => marks(i) && svg.append(cell, ring(cell)));
     svg.querySelectorAll('.rule, .sign').forEach((mark) => svg.append(mark));
     dots.forEach((dot, i) => dot?.setAttribute('class', `dot${marks(i)}`));
     list();
@@ -265,6 +269,7 @@ export default function (component) {
     scaleKind.addEventListener('click', () => {
       log = !log;
       shading.set(root, log);
+      if (data.log !== undefined) setStateValue('log', log);
       say();
       paint();
     });

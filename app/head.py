@@ -13,7 +13,7 @@ from torch import Tensor
 from ..heads import HeadId
 from ..report.columns import Column, number, with_error
 from ..report.findings import Finding
-from . import common, components, live, nav, passage, portrait, state, theme
+from . import common, components, live, nav, passage, portrait, sources, state, theme
 from .live import Live
 from .shelf import Entry
 from .spectrum import spectra
@@ -32,20 +32,37 @@ def draw() -> None:
     _card(entry, cols, found, row)
     state.show(run=state.recall("run", None), head=head, **passage.address())
     model = live.open_model(entry, common.parse())
-    if isinstance(model, str):
-        st.info(common.plain(model))
+    if isinstance(model, str) and not len(entry.data.maps):
+        sources.offer(entry, model)
         common.footer(entry)
         return
-    if warning := live.mismatch(entry, model):
+    if not isinstance(model, str) and (warning := live.mismatch(entry, model)):
         st.warning(warning)
     theme.section("On this text")
-    shown = passage.choose(entry, model)
-    if shown is not None and len(shown) > 1:
-        view = live.head_view(model, shown.ids, head)
-        _on_text(entry, live.portrait_of(model, shown.ids, head, view), view, shown, head)
-    _weights(entry, model, head)
+    shown = passage.choose(entry, None if isinstance(model, str) else model)
+    drawn = _text_part(entry, model, shown, head)
+    if not isinstance(model, str):
+        _weights(entry, model, head)
     state.show(run=state.recall("run", None), head=head, **passage.address())
-    common.footer(entry, f"{model.scope.name}, {shown.label if shown else 'weights only'}")
+    if isinstance(model, str):
+        common.footer(entry)
+        return
+    common.footer(entry, f"{model.scope.name}, {shown.label if drawn else 'weights only'}")
+
+
+def _text_part(entry: Entry, model: Live | str, shown: passage.Passage | None, head: HeadId) -> bool:
+    """What the head does on a text; True if the live model has drawn it."""
+    if shown is None or len(shown) < 2:
+        return False
+    source = sources.find(entry, model, shown, head)
+    if isinstance(source, str):
+        sources.offer(entry, source)
+        return False
+    view = sources.view_of(source)
+    _on_text(entry, sources.portrait_of(source, view), view, shown, head)
+    if source.note:
+        st.caption(source.note)
+    return not source.note
 
 
 def choose_head(entry: Entry, given: list[list[str]], suffix: str = "", more: tuple[int, ...] = ()) -> tuple:
@@ -61,7 +78,8 @@ def choose_head(entry: Entry, given: list[list[str]], suffix: str = "", more: tu
     names = common.head_label(entry, given)
     heading = st.container()
     left, back, forward, *rest = st.columns([8, 2, 2, *(more or (10,))], vertical_alignment="bottom")
-    at = ids.index(state.recall("head", ids[0])) if state.recall("head", ids[0]) in ids else 0
+    first = next(iter(entry.data.maps.heads), ids[0])
+    at = ids.index(state.recall("head", first)) if state.recall("head", first) in ids else 0
     # The steps change the choice before its list is drawn.
     if back.button("Previous", disabled=at == 0, width="stretch"):
         state.choose("head", ids[at - 1])

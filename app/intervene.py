@@ -44,7 +44,7 @@ def draw() -> None:
     state.show(
         run=state.recall("run", None), edit=heads, technique=name,
         strength=f"{strength:g}" if TECHNIQUES[name].strength else None, prompt=prompt, tokens=length,
-        task=task, statistic=state.recall("statistic", None),
+        task=task, statistic=state.recall("statistic", None), pickscore=state.recall("pickscore", None),
     )  # fmt: skip
     if not heads.strip() or not prompt.strip():
         st.write("Name at least one head, and write a prompt.")
@@ -75,32 +75,28 @@ def _heads(entry: Entry) -> str:
     """The heads to edit, as text; the first ones of the run's first score by default."""
     cols, _, _ = common.scored(entry)
     names = {c.name for c in cols}
-    first = next((n for n in atlas.FIRST if n in names), cols[0].name)
+    first = next((n for n in (*atlas.FIRST, *names) if n in names), "")
     default = ",".join(picker.first_heads(cols, entry, first, 4))
-    key = state.widget("edit", default)
     note = "L5H1, 5.1, L5H0-3, L5H*, L5KV1, with commas between; or pick them in the grid below"
-    return state.keep("edit", st.text_input("Heads", key=key, help=note))
+    return state.line("Heads", "edit", default, help=note, max_chars=5_000)
 
 
 def _technique() -> tuple[str, float]:
     names = list(TECHNIQUES)
-    name = state.select("Technique", "technique", names, names[0], format_func=lambda n: TECHNIQUES[n].label)
+    name = state.select(
+        "Technique", "technique", names, names[0], format_func=lambda n: TECHNIQUES[n].label,
+        on_change=state.forget, args=("strength",),
+    )  # fmt: skip
     how = TECHNIQUES[name]
     if not how.strength:
         return name, 0.0
-    key = f"strength-{name}"
-    if key not in st.session_state:
-        asked = state.recall("strength", how.usual, float)
-        st.session_state[key] = float(asked if how.low <= asked <= how.high else how.usual)
-    value = st.slider(how.strength.capitalize(), float(how.low), float(how.high), step=float(how.step), key=key)
-    return name, state.keep("strength", value)
+    low, high, usual, step = map(float, (how.low, how.high, how.usual, how.step))
+    return name, state.slider(how.strength.capitalize(), "strength", low, high, usual, step=step)
 
 
 def _prompt(model: Live) -> tuple[str, int]:
-    key = state.widget("prompt", _PROMPT)
-    prompt = state.keep("prompt", st.text_area("Prompt", key=key, height=122, max_chars=20_000))
-    key = state.widget("tokens", 32, int)
-    return prompt, state.keep("tokens", st.slider("Tokens to generate", 1, 128, key=key))
+    prompt = state.area("Prompt", "prompt", _PROMPT, height=122, max_chars=20_000)
+    return prompt, state.slider("Tokens to generate", "tokens", 1, 128, 32)
 
 
 def _effect(model: Live, prompt: str, edit: Any, length: int) -> Effect:
@@ -140,7 +136,8 @@ def _next_tokens(entry: Entry, model: Live, effect: Effect) -> None:
         f"<td>{number(p)}</td><td>{number(q)}</td><td>{q - p:+.3f}</td></tr>"
         for i, p, q in rows
     )
-    head = "<tr><th>Token</th><th></th><th>without</th><th>with</th><th>change</th></tr>"
+    names = "<th><i class='swatch'></i>without</th><th><i class='swatch edited'></i>with</th>"
+    head = f"<tr><th>Token</th><th></th>{names}<th>change</th></tr>"
     st.html(f'<div class="hs"><table>{head}{body}</table></div>')
     frame = pd.DataFrame([(i, words[i], p, q) for i, p, q in rows], columns=["id", "token", "without", "with"])
     common.download("CSV of these tokens", frame, f"{entry.label}-next-tokens", "next-csv")

@@ -26,6 +26,7 @@ from .worker import CANCEL, JOB, LOCKS, LOG, PROGRESS
 JOBS = ".headscope-jobs"
 MOST = 2  # that many run at a time
 _STARTING = 90.0  # seconds until a process that has said nothing counts as lost
+KINDS = ("scan", "sweep")
 ACTIVE = ("starting", "running", "stopping")
 
 
@@ -126,7 +127,10 @@ def start(root: Path, job: dict[str, Any], files: dict[str, bytes] | None = None
 def started(root: Path) -> list[Started]:
     """The jobs of a folder of runs, newest first; what cannot be read is left out."""
     jobs = root / JOBS
-    folders = sorted((p for p in jobs.iterdir() if p.is_dir()), reverse=True) if jobs.is_dir() else []
+    try:
+        folders = sorted((p for p in jobs.iterdir() if p.is_dir()), reverse=True)
+    except OSError:
+        return []
     return [s for s in map(_read, folders) if s is not None]
 
 
@@ -153,11 +157,14 @@ def _read(folder: Path) -> Started | None:
     job, said = _object(folder / JOB), _object(folder / PROGRESS) or {}
     if job is None or not isinstance(job.get("output"), str) or not isinstance(job.get("created"), int | float):
         return None
+    if job.get("kind") not in KINDS or "\0" in job["output"]:
+        return None
     state = said.get("state")
     if state not in ("done", "failed", "cancelled"):
         state = _alive(folder, said.get("worker"), job["created"])
     numbers = [n if isinstance(n := said.get(key), int) else 0 for key in ("done", "total")]
-    end = time.time() if state in ACTIVE else said.get("at", job["created"])
+    at = said.get("at")
+    end = time.time() if state in ACTIVE else at if isinstance(at, int | float) else job["created"]
     words = [str(said.get(key, "")) for key in ("what", "error")]
     return Started(folder, job, state, *numbers, *words, max(0.0, end - job["created"]))
 

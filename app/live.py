@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from ..errors import HeadscopeError
-from ..heads import HeadId
 from ..inputs import prepare
 from ..kernels.call import AttentionCall
 from ..loading import load
 from ..provenance import weights_hash
 from ..scope import Scope
 from ..taps import SOFTMAX
-from . import jobs, portrait, views
+from . import jobs
 from .arguments import Arguments
 from .settle import settle
 from .shelf import Entry
@@ -89,68 +88,17 @@ def _load(name: str | None, device: str) -> Live:
     return live
 
 
-def head_view(live: Live, ids: Tensor, head: HeadId) -> views.HeadView:
-    """The view of one head on one sequence, without the pooled picture of the whole map unless there is one already.
-
-    A page that asks waits with a progress bar if it takes long.
-    """
-    whole = jobs.board().find(_view_key(live, ids, head))
-    if whole is not None and whole.result is not None:
-        return whole.result
-
-    def work(tell: jobs.Tell) -> views.HeadView:
-        return views.build(capture(live, ids, head.layer, tell), head.head, tell, picture=False)
-
-    return jobs.wait(("rows", *_view_key(live, ids, head)), "Running the model", work, "view")
-
-
-def early_view(live: Live, ids: Tensor, head: HeadId) -> tuple[views.HeadView, jobs.Job | None]:
-    """The view of one head, or while it takes long a preview of it with the job that makes the exact one.
-
-    Only the model's own forward is waited for.
-    """
-    key, work = _view_key(live, ids, head), _view_work(live, ids, head)
-    known = jobs.board().find(key)
-    if len(ids) <= views.DIRECT or (known is not None and known.finished.is_set()):
-        return jobs.wait(key, "Running the model", work), None
-    call = live.captures.get((_key(ids), head.layer))
-    if call is None:
-        jobs.wait(("capture", *key), "Running the model", lambda tell: _reach(live, ids, head.layer, tell))
-        jobs.board().forget(("capture", *key))
-        call = live.captures[_key(ids), head.layer]
-    sketch = views.preview(call, head.head)
-    _ = sketch.overview  # computed before the exact one is begun, which would make it wait
-    job = jobs.board().start(key, "Whole map, pooled", work)
-    return sketch, job
-
-
-def _view_key(live: Live, ids: Tensor, head: HeadId) -> tuple:
-    return "view", id(live), _key(ids), head
-
-
-def _view_work(live: Live, ids: Tensor, head: HeadId) -> Callable[[jobs.Tell], views.HeadView]:
-    def work(tell: jobs.Tell) -> views.HeadView:
-        return views.build(capture(live, ids, head.layer, tell), head.head, tell)
-
-    return work
-
-
-def _reach(live: Live, ids: Tensor, layer: int, tell: jobs.Tell) -> None:
-    """Capture without a result: a job on the board must not hold on to what may be forgotten."""
-    capture(live, ids, layer, tell)
-
-
 def capture(live: Live, ids: Tensor, layer: int, tell: jobs.Tell) -> AttentionCall:
     """The attention call of one layer on one sequence: a forward that ends as soon as the layer is reached.
 
     The layers below are kept too, as far as there is room: what took seconds to reach is not computed twice.
     """
     with live.lock:
-        if (_key(ids), layer) not in live.captures:
+        if key_of(ids, layer) not in live.captures:
             for call in _capture(live.scope, ids, layer, tell):
-                live.captures[_key(ids), call.layer] = call
-            _forget(live.captures, (_key(ids), layer))
-        return live.captures[_key(ids), layer]
+                live.captures[key_of(ids, call.layer)] = call
+            _forget(live.captures, key_of(ids, layer))
+        return live.captures[key_of(ids, layer)]
 
 
 def _forget(captures: dict[tuple, AttentionCall], wanted: tuple) -> None:
@@ -200,15 +148,6 @@ def _capture(scope: Scope, ids: Tensor, layer: int, tell: jobs.Tell) -> list[Att
     return found
 
 
-def _key(ids: Tensor) -> tuple:
-    return len(ids), hash(ids.cpu().numpy().tobytes())
-
-
-def portrait_of(live: Live, ids: Tensor, head: HeadId, view: views.HeadView) -> portrait.Portrait:
-    """The head's statistics on one sequence; waits with progress like ``head_view``."""
-
-    def work(tell: jobs.Tell) -> portrait.Portrait:
-        tell(0, 1, "Measuring the head")
-        return portrait.portray(view)
-
-    return jobs.wait(("portrait", id(live), _key(ids), head), "Measuring the head", work)
+def key_of(ids: Tensor, layer: int) -> tuple:
+    """What stands for a sequence and a layer among the captures."""
+    return (len(ids), hash(ids.cpu().numpy().tobytes())), layer

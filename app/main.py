@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from headscope.app import atlas, common, experiments, head, intervene, map, nav, settle, text, theme
+from headscope.app import atlas, common, experiments, head, intervene, map, nav, settle, text, theme, welcome
+from headscope.errors import HeadscopeError
 
 PAGES = {
     "atlas": atlas.draw,
@@ -16,4 +17,10 @@ PAGES = {
 st.set_page_config(page_title="headscope", page_icon=theme.ICON, layout="wide", initial_sidebar_state="collapsed")
 theme.apply()
 settle.once()
-PAGES[nav.bar(common.run_names())]()
+page = nav.bar(common.run_names())
+# Scans and sweeps can be started before there is any run; every other page shows one.
+draw = PAGES[page] if page == "experiments" or common.shown() is not None else welcome.draw
+try:
+    draw()
+except (HeadscopeError, OSError) as error:
+    st.error(common.plain(str(error)))

@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from ..errors import HeadscopeError
-from . import common, components, jobs, live, passage, state
+from . import common, components, jobs, live, passage, sources, state
 from .head import choose_head
 from .shelf import Entry
 from .views import SAMPLE, HeadView, Tile, encode
@@ -23,20 +23,25 @@ def draw() -> None:
     _, _, given = common.scored(entry)
     head, _, (left, right) = choose_head(entry, given, " map", (9, 4))
     model = live.open_model(entry, common.parse())
-    if isinstance(model, str):
-        st.info(common.plain(model))
+    if isinstance(model, str) and not len(entry.data.maps):
+        sources.offer(entry, model)
         common.footer(entry)
         return
-    if warning := live.mismatch(entry, model):
-        st.warning(warning)
     with right:
         linear = state.toggle("Linear colours", "linear")
-    shown = passage.choose(entry, model, left)
+    shown = passage.choose(entry, None if isinstance(model, str) else model, left)
     if shown is None or not len(shown):
         st.write("There is no text to show.")
         return
+    source = sources.find(entry, model, shown, head)
+    if isinstance(source, str):
+        sources.offer(entry, source)
+        common.footer(entry)
+        return
+    if not source.note and (warning := live.mismatch(entry, model)):
+        st.warning(warning)
     try:
-        view, making = live.early_view(model, shown.ids, head)
+        view, making = sources.early_view(source)
     except HeadscopeError as error:
         st.error(common.plain(str(error)))
         return
@@ -47,7 +52,10 @@ def draw() -> None:
         "Rows are queries, columns keys. A cell of several tokens shows the mean over its queries of the mass on its "
         "keys. Drag or use the arrow keys to move, wheel, double-click or + and − to zoom. The colour scale is fixed."
     )
-    common.footer(entry, f"{model.scope.name}, {head}, {shown.label}, {len(shown):,} tokens")
+    if source.note:
+        st.caption(source.note)
+    live_words = "" if source.note else f"{model.scope.name}, {head}, {shown.label}, {len(shown):,} tokens"
+    common.footer(entry, live_words)
 
 
 @st.fragment(run_every=1.0)

@@ -42,4 +42,11 @@ export default function (component) {
     bar.append(label);
   }
   stage.append(bar);
+  // Back and Forward reopen the view of that address. Streamlit alone would run the page with what was chosen since.
+  const went = (event) => {
+    event.stopImmediatePropagation();
+    setTriggerValue('went', location.search || '?');
+  };
+  window.addEventListener('popstate', went, true);
+  return () => window.removeEventListener('popstate', went, true);
 }

@@ -22,11 +22,13 @@ _KEY = "nav"
 
 def bar(runs: list[str]) -> str:
     """Draw the bar with the pages and, if there are several, the runs; the name of the page to show."""
+    state.turn()
     current = state.recall("page", "atlas", state.one_of(TITLES))
     with st.container(key="hs-nav"):
         pages = [{"name": n, "title": t} for n, t in TITLES.items()]
         run = state.recall("run", None)
-        components.nav({"pages": pages, "current": current, "runs": runs, "run": run}, _KEY, go=_go, run=_run)
+        data = {"pages": pages, "current": current, "runs": runs, "run": run}
+        components.nav(data, _KEY, go=_go, run=_run, went=_went)
     return state.keep("page", current)
 
 
@@ -34,6 +36,10 @@ def go(name: str) -> None:
     """Leave for another page; choices travel in the session and reappear in its address."""
     state.choose("page", name)
     st.rerun()
+
+
+def _went() -> None:
+    state.reopen(st.session_state[_KEY].went)
 
 
 def _run() -> None:

@@ -21,13 +21,14 @@ _EMPTY = "The river was cold. Anna found a red key near the river. Anna kept the
 
 @dataclass(frozen=True, eq=False)
 class Passage:
-    """Tokens as ids and as text, with the run's per-token values where it has them."""
+    """Tokens as ids and as text, with the run's per-token values where it has them, and its number in the run."""
 
     label: str
     ids: Tensor
     tokens: list[str]
     special: list[bool]
     frame: pd.DataFrame | None = field(default=None, repr=False)
+    sequence: int | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -57,7 +58,7 @@ def of_run(entry: Entry, sequence: int) -> Passage:
     rows = rows[rows["sequence"] == sequence].sort_values("position")
     ids = torch.tensor(rows["token_id"].astype("int64").tolist())
     words = [str(t) for t in rows["token"]]
-    return Passage(_names(entry)[str(sequence)], ids, words, [bool(s) for s in rows["is_special"]], rows)
+    return Passage(_names(entry)[str(sequence)], ids, words, [bool(s) for s in rows["is_special"]], rows, sequence)
 
 
 def read(live: Live, text: str) -> Passage:

@@ -16,6 +16,8 @@ _KEY = "pick"
 def draw(entry: Entry, heads: str) -> None:
     """The grid of a score, in which clicks choose heads; what is chosen becomes the text of the edit."""
     cols, _, given = common.scored(entry)
+    if not cols:
+        return
     by_name = {c.name: c for c in cols}
     first = next((n for n in atlas.FIRST if n in by_name), cols[0].name)
     with st.expander("Pick heads: by a score, or by clicking", icon=":material/grid_view:"):
@@ -38,10 +40,10 @@ def named(entry: Entry, heads: str) -> list[str]:
 
 
 def first_heads(cols: list[Column], entry: Entry, score: str, count: int) -> list[str]:
-    """The first heads of a ranking; of the first score if there is none with this name."""
-    column = next((c for c in cols if c.name == score), cols[0])
+    """The first heads of a ranking; of the table if there is no score with this name."""
     ids = entry.data.heads["head_id"].tolist()
-    return [ids[i] for i in column.order[:count]]
+    order = next((c.order for c in cols if c.name == score), range(len(ids)))
+    return [ids[i] for i in order[:count]]
 
 
 def _words(name: str) -> str:

@@ -14,8 +14,11 @@ import streamlit as st
 from ..errors import HeadscopeError
 from ..experiments.store import is_store
 from ..rundata import HEAD_KEYS, TOKEN_COLUMNS, TOKEN_KEYS, RunData
-from ..runs import read_run
+from ..runs import read_maps, read_run
+from ..storedmaps import FILE, StoredMaps
 
+_MOST = 10_000  # layers, and heads of a layer
+_NO_GRID = f"heads.parquet holds no heads, or layers and heads that are not numbered from 0 to {_MOST - 1:,}."
 _FILES = ("run.json", "heads.parquet", "tokens.parquet", "arrays.safetensors")
 
 
@@ -78,7 +81,8 @@ def load(path: Path) -> Entry:
 def _load(path: str, state: tuple) -> Entry:
     folder = Path(path)
     try:
-        return Entry(folder, _typed(read_run(folder)))
+        data = read_run(folder)
+        return Entry(folder, _typed(data)) if _drawable(data.heads) else Entry(folder, None, [_NO_GRID])
     except HeadscopeError as error:
         problems = [str(error)]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -92,11 +96,16 @@ def _partial(folder: Path, problems: list[str]) -> Entry:
     heads = _try(folder / "heads.parquet", pd.read_parquet, problems, None)
     tokens = _try(folder / "tokens.parquet", pd.read_parquet, problems, None)
     arrays = _try(folder / "arrays.safetensors", _tensors, problems, {})
-    if not _usable(heads, HEAD_KEYS, ("layer", "head", "n_sequences", "n_tokens")) or not len(heads):
+    if not _usable(heads, HEAD_KEYS, ("layer", "head", "n_sequences", "n_tokens")):
         return Entry(folder, None, problems)
+    if not _drawable(heads):
+        return Entry(folder, None, [*problems, _NO_GRID])
     if not _usable(tokens, (*TOKEN_KEYS, *TOKEN_COLUMNS), ("sequence", "position", "token_id")):
         tokens = pd.DataFrame(columns=[*TOKEN_KEYS, *TOKEN_COLUMNS])
-    return Entry(folder, _typed(RunData(info, heads, tokens, arrays)), problems)
+    data = RunData(info, heads, tokens, arrays)
+    if (folder / FILE).is_file():
+        data.maps = _try(folder / FILE, lambda _: read_maps(folder, data), problems, StoredMaps())
+    return Entry(folder, _typed(data), problems)
 
 
 def _try(path: Path, read: Callable[[Path], Any], problems: list[str], otherwise: Any) -> Any:
@@ -114,6 +123,14 @@ def _usable(frame: pd.DataFrame | None, columns: tuple[str, ...], whole: tuple[s
     if frame is None or any(c not in frame for c in columns):
         return False
     return all(pd.api.types.is_integer_dtype(frame[c]) for c in whole)
+
+
+def _drawable(heads: pd.DataFrame) -> bool:
+    """Whether a table of heads makes a grid: some rows, and numbers of layers and heads that models have."""
+    if not len(heads):
+        return False
+    ends = [heads[c].min() for c in ("layer", "head")] + [heads[c].max() for c in ("layer", "head")]
+    return all(0 <= n < _MOST for n in ends)
 
 
 def _json(path: Path) -> dict:
@@ -138,26 +155,49 @@ def _typed(data: RunData) -> RunData:
     for key in ("findings", "refused", "sequences"):
         info[key] = [entry for entry in info[key] if isinstance(entry, dict)]
     layers = info["model"].get("layers")
+    info["findings"] = [f for f in info["findings"] if _is_finding(f)]
+    info["refused"] = [r if _is_layer(r.get("layer")) else {**r, "layer": None} for r in info["refused"]]
     info["model"] = {
         **info["model"],
         "layers": [x for x in layers if isinstance(x, dict)] if isinstance(layers, list) else [],
     }
-    return RunData(info, data.heads, data.tokens, data.arrays)
+    return RunData(info, data.heads, data.tokens, data.arrays, data.maps)
+
+
+def _is_finding(entry: dict[str, Any]) -> bool:
+    """Whether a finding names a column, and heads and numbers as such."""
+    heads, numbers = entry.get("heads"), [entry.get(k) for k in ("threshold", "null", "n")]
+    listed = heads is None or (isinstance(heads, list) and all(isinstance(h, str) for h in heads))
+    return isinstance(entry.get("column"), str) and listed and all(_is_number(n) for n in numbers)
+
+
+def _is_layer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and abs(value) < 1e12)
 
 
 def _folders(path: Path) -> list[Path]:
-    """The folders in a folder; hidden ones are runs that are being written, and jobs."""
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """The folders in a folder; hidden ones are runs that are being written, and jobs. None where it cannot be read."""
+    try:
+        return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError:
+        return []
 
 
 def _like_a_run(path: Path) -> bool:
-    return any((path / name).is_file() for name in _FILES)
+    try:
+        return any((path / name).is_file() for name in _FILES)
+    except OSError:  # a folder that may not be looked into is shown as a run that cannot be read
+        return True
 
 
 def _state(path: Path) -> tuple:
     """Changes whenever a file of the run does."""
     found = []
-    for name in _FILES:
+    for name in (*_FILES, FILE):
         try:
             facts = (path / name).stat()
             found.append((name, facts.st_size, facts.st_mtime_ns))

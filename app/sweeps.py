@@ -56,7 +56,7 @@ def draw() -> None:
         other = state.select("Compared with", "versus", others, _NONE)
     folder = found[names.index(name)]
     second = None if other == _NONE else found[names.index(other)]
-    state.show(part="sweeps", sweep=name, versus=None if second is None else other)
+    state.show(part="sweeps", sweep=name, versus=None if second is None else other, loo=state.recall("loo", None))
     if working(folder):
         _live(str(folder), None if second is None else str(second))
     else:
@@ -204,7 +204,7 @@ def _task(result: SweepResult, label: str) -> str:
 
 def _leave_one_out(result: SweepResult, effects: pd.DataFrame) -> None:
     tasks = list(dict.fromkeys(effects["task"]))
-    task = tasks[0] if len(tasks) == 1 else state.select("Task", "looTask", tasks, tasks[0])
+    task = tasks[0] if len(tasks) == 1 else state.select("Task", "loo", tasks, tasks[0])
     metric = result.metric(task)
     what = _METRICS.get(metric, metric)
     st.caption(common.plain(f"{task}: change of {what} when a head alone is removed; 0 is in the middle."))

@@ -8,8 +8,9 @@ from typing import Any
 import streamlit as st
 
 from ..heads import HeadId
-from . import common, components, live, passage, state, theme
+from . import common, components, live, passage, sources, state, theme
 from .live import Live
+from .shelf import Entry
 from .spans import bands
 from .views import HeadView, encode
 
@@ -30,13 +31,11 @@ def draw() -> None:
     shown = passage.choose(entry, usable, left)
     with middle:
         names = common.head_label(entry, given) | {_ALL: "all heads, mean"}
-        options = [_ALL, *entry.data.heads["head_id"]] if usable else [_ALL]
+        options = [_ALL, *(entry.data.heads["head_id"] if usable else sources.stored_heads(entry, shown))]
         default = state.recall("head", _ALL)
         chosen = _head(options, default, names)
     if isinstance(model, str):
-        st.info(common.plain(f"{model} Attention received comes from the run; lines need the model."))
-    elif warning := live.mismatch(entry, model):
-        st.warning(warning)
+        st.info(common.plain(f"{model} {_without_model(options[1:])}"))
     if shown is None or not len(shown):
         st.write("This run holds no tokens.")
         common.footer(entry)
@@ -46,8 +45,9 @@ def draw() -> None:
     data = (
         _data(shown, start, mode, log, hide) | {"marks": marks} | {"file": f"{entry.label}-{chosen.replace(' ', '-')}"}
     )
+    note = ""
     if chosen != _ALL:
-        _add_head(data, usable, shown, start, chosen)
+        note = _add_head(data, entry, model, shown, start, chosen)
     elif shown.frame is None:
         st.info("Choose a head: the mean over all heads is known for the run's own sequences only.")
     components.text(data, _KEY, token=_pinned)
@@ -59,7 +59,16 @@ def draw() -> None:
     with st.container(horizontal=True, horizontal_alignment="right"):
         if shown.frame is not None:
             common.download("CSV of all tokens", shown.frame, f"{entry.label}-tokens", "text-csv")
-    common.footer(entry, f"{usable.scope.name}, {chosen}" if usable and chosen != _ALL else "")
+    if note:
+        st.caption(note)
+    common.footer(entry, f"{usable.scope.name}, {chosen}" if usable and chosen != _ALL and not note else "")
+
+
+def _without_model(stored: list[str]) -> str:
+    """What can be drawn all the same."""
+    if not stored:
+        return "Attention received comes from the run; lines need the model, or a run made with --maps."
+    return f"Attention received comes from the run, lines too for the heads it carries: {', '.join(stored)}."
 
 
 def _head(options: list[str], default: str, names: dict[str, str]) -> str:
@@ -136,12 +145,20 @@ def _data(shown: passage.Passage, start: int, mode: str, log: bool, hide: bool) 
     }
 
 
-def _add_head(data: dict[str, Any], model: Live, shown: passage.Passage, start: int, chosen: str) -> None:
-    """One head's part of the picture: its map inside the window, and what lies before it."""
-    (head,) = model.scope.heads(chosen)
-    head = HeadId(*head)
-    view = live.head_view(model, shown.ids, head)
-    facts = live.portrait_of(model, shown.ids, head, view)
+def _add_head(
+    data: dict[str, Any], entry: Entry, model: Live | str, shown: passage.Passage, start: int, chosen: str
+) -> str:
+    """One head's part of the picture: its map inside the window, and what lies before it.
+
+    Returns:
+        What the page says about where the map comes from.
+    """
+    table = entry.data.heads.set_index("head_id").loc[chosen]
+    source = sources.find(entry, model, shown, HeadId(int(table["layer"]), int(table["head"])))
+    if not source.note and (warning := live.mismatch(entry, model)):
+        st.warning(warning)
+    view = sources.view_of(source)
+    facts = sources.portrait_of(source, view)
     span = range(start, min(start + WINDOW, len(shown)))
     data |= window_map(view, span)
     data["received"] = common.short(facts.received[span.start : span.stop])
@@ -150,6 +167,7 @@ def _add_head(data: dict[str, Any], model: Live, shown: passage.Passage, start: 
         data["sinks"] = [0]
     if start:
         data["outside"] = common.short(view.exact(span, range(1))[:, 0])
+    return source.note
 
 
 def window_map(view: HeadView, span: range) -> dict[str, Any]:

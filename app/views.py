@@ -47,13 +47,14 @@ class Tile:
 class HeadView:
     """A head's queries and keys with the log normaliser of each row, and, for long texts, its whole map pooled.
 
-    Without normaliser and picture it is a preview: what is close is exact, coarse views are from sampled rows.
+    As a draft it is a preview: what is close is exact, coarse views are from sampled rows.
     """
 
     call: AttentionCall
     lse: Float[Tensor, "1 1 Q"] | None
     base: Float[Tensor, "n n"] | None = None
     base_cell: int = 1
+    draft: bool = False
 
     @property
     def length(self) -> int:
@@ -88,7 +89,7 @@ class HeadView:
         c0, c1 = c0 // cell * cell, min(-(-c1 // cell) * cell, self.length)
         if self.base is not None and cell >= self.base_cell:
             values = self._pooled(r0, r1, c0, c1, cell)
-        elif self.lse is None and cell > SAMPLE:
+        elif self.draft and cell > SAMPLE:
             return Tile(r0, r1, c0, c1, cell, self._sampled(range(r0, r1), range(c0, c1), cell), SAMPLE)
         else:
             values = _blocks(self.exact, range(r0, r1), range(c0, c1), cell)
@@ -116,7 +117,9 @@ class HeadView:
         return sums / weight.sum(1)[:, None]
 
 
-def build(call: AttentionCall, head: int, tell: Tell, picture: bool = True) -> HeadView:
+def build(
+    call: AttentionCall, head: int, tell: Tell, picture: bool = True, lse: Float[Tensor, "1 1 Q"] | None = None
+) -> HeadView:
     """The view of one head of a captured call (one sequence).
 
     Args:
@@ -124,14 +127,11 @@ def build(call: AttentionCall, head: int, tell: Tell, picture: bool = True) -> H
         head: Which head.
         tell: Told about progress, ``tell(done, total, what)``; may raise to stop.
         picture: Also pool the whole map of a long text, so that coarse views take no time.
+        lse: Log normaliser of each row, where it is known; computed otherwise.
     """
     one = _owned(one_head(call, 0, head))
     q = one.shape[3]
-    parts, step = [], max(1024, q // 16)
-    for start in range(0, q, step):
-        tell(start, (1 + picture) * q, "Normaliser of each row")
-        parts.append(_normaliser(rows_of(one, range(start, min(start + step, q)))))
-    view = HeadView(one, torch.cat(parts, -1))
+    view = HeadView(one, _normalisers(one, tell, (1 + picture) * q) if lse is None else lse)
     if max(q, view.length) <= DIRECT or not picture:
         return view
     unit = 1
@@ -145,9 +145,9 @@ def build(call: AttentionCall, head: int, tell: Tell, picture: bool = True) -> H
     return replace(view, base=torch.cat(bands), base_cell=unit)
 
 
-def preview(call: AttentionCall, head: int) -> HeadView:
+def preview(call: AttentionCall, head: int, lse: Float[Tensor, "1 1 Q"] | None = None) -> HeadView:
     """The view of one head of a captured call that takes no time to make (see `HeadView`)."""
-    return HeadView(_owned(one_head(call, 0, head)), None)
+    return HeadView(_owned(one_head(call, 0, head)), lse, draft=True)
 
 
 def encode(values: Float[Tensor, "h w"]) -> bytes:
@@ -176,6 +176,16 @@ def _split(span: range, cell: int) -> list[tuple[range, int]]:
 def _inside(start: int, stop: int, n: int) -> tuple[int, int]:
     start = min(max(int(start), 0), n - 1)
     return start, min(max(int(stop), start + 1), n)
+
+
+def _normalisers(one: AttentionCall, tell: Tell, total: int) -> Tensor:
+    """Log normaliser of all rows, some at a time."""
+    q = one.shape[3]
+    parts, step = [], max(1024, q // 16)
+    for start in range(0, q, step):
+        tell(start, total, "Normaliser of each row")
+        parts.append(_normaliser(rows_of(one, range(start, min(start + step, q)))))
+    return torch.cat(parts, -1)
 
 
 def _normaliser(call: AttentionCall) -> Tensor:

@@ -103,7 +103,9 @@ def _scan(job: dict[str, Any], folder: Path, diary: Diary) -> None:
         seq_len=given.get("seq_len") or min(SEQ_LEN, most),
         limit=given.get("limit"),
     )
-    config = ScanConfig(probes=tuple(given.get("probes", ("default",))), seed=given.get("seed", 0))
+    config = ScanConfig(
+        probes=tuple(given.get("probes", ("default",))), seed=given.get("seed", 0), maps=given.get("maps", "")
+    )
     data = scan(scope, sequences, config, progress=diary.tell)
     data.info["command"] = job["command"]
     diary.tell(0, 0, "Writing the run")

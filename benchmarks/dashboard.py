@@ -12,13 +12,10 @@ import json
 import os
 import platform
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +50,13 @@ def main() -> None:
     visits = parser.parse_args().visits
     from playwright.sync_api import sync_playwright
 
+    from headscope.cli import serve
+
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
-        server, address = _serve(Path(folder))
-        try:
+        _runs(Path(folder))
+        with serve.running([Path(folder)]) as (address, pid):
             browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS.split())
-            found = _measure(browser, address, server.pid, visits)
-        finally:
-            server.terminate()
-            server.wait(20)
+            found = _measure(browser, address, pid, visits)
     for name, value in found["figures"].items():
         print(f"{name:28} {value:8.2f}   limit {LIMITS[name]:g}")
     path = ROOT / "benchmarks" / "results" / "dashboard.json"
@@ -141,29 +137,12 @@ def _resident(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def _serve(folder: Path) -> tuple[subprocess.Popen, str]:
+def _runs(folder: Path) -> None:
     from app_runs import embedded_data, write
-
-    from headscope.cli import serve
 
     write(embedded_data(tokens=214), folder / "short")
     write(embedded_data(tokens=214, seed=1), folder / "other")
     write(embedded_data(tokens=32_768, sequences=1, seed=1), folder / "long")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = serve.command([folder], None, "cpu", port, "localhost")
-    quiet = subprocess.DEVNULL
-    server = subprocess.Popen(command, env=serve.environment(), stdout=quiet, stderr=quiet)
-    address = f"http://localhost:{port}"
-    for _ in range(240):
-        try:
-            with urllib.request.urlopen(f"{address}/_stcore/health", timeout=2):
-                return server, address
-        except OSError:
-            time.sleep(0.5)
-    server.terminate()
-    raise SystemExit("The app does not answer.")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,8 @@ The dashboard's need playwright and chromium.
 from __future__ import annotations
 
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +54,16 @@ def dashboard(folder: Path) -> None:
     """A picture of each page of the dashboard, light, and of the atlas dark."""
     from playwright.sync_api import sync_playwright
 
+    from headscope.cli import serve
+
     with tempfile.TemporaryDirectory() as runs, sync_playwright() as play:
         _runs(Path(runs))
-        server, address = _serve(Path(runs))
-        try:
+        with serve.running([Path(runs)]) as (address, _):
             browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             for name, (query, height, sign) in PAGES.items():
                 _picture(browser, f"{address}/{query}", folder / f"dashboard-{name}.png", height, sign, "light")
             query, height, sign = PAGES["atlas"]
             _picture(browser, f"{address}/{query}", folder / "dashboard-dark.png", height, sign, "dark")
-        finally:
-            server.terminate()
-            server.wait(20)
 
 
 def _demo(probes: tuple[str, ...]) -> tuple[Any, Any]:
@@ -93,25 +87,6 @@ def _runs(folder: Path) -> None:
     write_run(data, folder / "demo", report=False)
     sweep = PruneSweep(rank_by=("induction",), k=(0, 1, 2, 4, 8), seeds=5, tasks=("repeats{n: 4}",))
     run_sweep(sweep, scope, folder / "induction-heads")
-
-
-def _serve(folder: Path) -> tuple[subprocess.Popen, str]:
-    from headscope.cli import serve
-
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = serve.command([folder], None, "cpu", port, "localhost")
-    server = subprocess.Popen(command, env=serve.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://localhost:{port}"
-    for _ in range(240):
-        try:
-            with urllib.request.urlopen(f"{address}/_stcore/health", timeout=2):
-                return server, address
-        except OSError:
-            time.sleep(0.5)
-    server.terminate()
-    raise SystemExit("The app does not answer.")
 
 
 def _picture(browser: Any, address: str, path: Path, height: int, sign: str, scheme: str) -> None:

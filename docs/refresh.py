@@ -29,6 +29,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))  # docs is no package
+
+from measured import capture, edits, operators, prefill, table  # noqa: E402
+
 _FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```[ \t]*\n(?:\n?^```text\n(.*?)^```[ \t]*$)?", re.M | re.S)
 _MARKED = re.compile(r"(<!-- begin: (\w+) -->\n).*?(<!-- end -->)", re.S)
 _SKIP = re.compile(r"#\s*Not run here: (.+)")
@@ -163,7 +167,7 @@ def statistics() -> str:
         page = page_of(name, "statistics")
         shown = f"[`{name}`](statistics/{page.name})" if page else f"`{name}`"
         rows.append((shown, per, "yes" if name in DEFAULT else "", _escaped(definition)))
-    return _table(("name", "one number per", "in every scan", "definition"), rows)
+    return table(("name", "one number per", "in every scan", "definition"), rows)
 
 
 def probes() -> str:
@@ -178,7 +182,7 @@ def probes() -> str:
         page = page_of(name)
         shown = f"[`{name}`]({page.name})" if page else f"`{name}`"
         rows.append((shown, _about(info.cls), reads, info.reference))
-    return _table(("probe", "what it finds", "reads", "reference"), rows)
+    return table(("probe", "what it finds", "reads", "reference"), rows)
 
 
 def page_of(name: str, folder: str = "probes") -> Path | None:
@@ -200,7 +204,7 @@ def interventions() -> str:
         page = DOCS / "interventions" / f"{name.lower()}.md"
         shown = f"[`{name}`]({page.name})" if page.is_file() else f"`{name}`"
         rows.append((shown, _about(cls), f"`{_escaped(arguments)}`"))
-    return _table(("intervention", "what it does", "parameters"), rows)
+    return table(("intervention", "what it does", "parameters"), rows)
 
 
 def tasks() -> str:
@@ -217,7 +221,7 @@ def tasks() -> str:
         shown = f"[`{name}`]({page.name})" if page else f"`{name}`"
         about = _about(sys.modules[cls.__module__])
         rows.append((shown, about, f"`{made.metric}`", cls.chance, f"`{_escaped(values)}`"))
-    return _table(("task", "what it measures", "score", "chance", "parameters"), rows)
+    return table(("task", "what it measures", "score", "chance", "parameters"), rows)
 
 
 def families() -> str:
@@ -230,7 +234,7 @@ def families() -> str:
     ways = {1: "attention interface", 2: "fused attention taken over", 3: "softmax, from inside"}
     kinds = {"causal": "decoder", "encoder": "encoder", "seq2seq": "encoder-decoder"}
     rows = [(f"`{f.name}`", f"`{f.model}`", kinds.get(f.kind, f.kind), ways[f.tier], f.notes) for f in FAMILIES]
-    return _table(("family", "class", "kind", "reached through", "what is special"), rows)
+    return table(("family", "class", "kind", "reached through", "what is special"), rows)
 
 
 def notebooks() -> str:
@@ -241,19 +245,7 @@ def notebooks() -> str:
         title = first.splitlines()[0].split("·", 1)[1].strip()
         time = " ".join(re.search(r"Time: (.+?)\. Memory", first, re.S)[1].split())
         rows.append((f"`notebooks/{path.name}`", title, time))
-    return _table(("notebook", "what it shows", "time"), rows)
-
-
-def capture() -> str:
-    """What ``benchmarks/capture.py`` measured last, × over the plain forward of the same length."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "capture-cpu.json").read_text(encoding="utf-8"))
-    plain = found["results"]["sdpa"]
-    rows = []
-    for name, about in found["what"].items():
-        for length, r in found["results"].get(name, {}).items():
-            ratio = f"{r['cpu_s'] / plain[length]['cpu_s']:.2f}×"
-            rows.append((about, f"{int(length):,}", f"{r['peak_mb']:,} MB", f"{r['cpu_s']:.2f} s", ratio))
-    return _table(("method", "tokens", "peak memory", "CPU time", "over plain"), rows)
+    return table(("notebook", "what it shows", "time"), rows)
 
 
 def _about(cls: type) -> str:
@@ -266,12 +258,8 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [names, tuple("---" for _ in names), *rows]
-    return "\n" + "\n".join("| " + " | ".join(row) + " |" for row in lines) + "\n\n"
-
-
-TABLES = {f.__name__: f for f in (statistics, probes, interventions, tasks, families, notebooks, capture)}
+_FROM_CODE = (statistics, probes, interventions, tasks, families, notebooks)
+TABLES = {f.__name__: f for f in (*_FROM_CODE, capture, operators, edits, prefill)}
 
 
 def with_tables(text: str) -> str:

@@ -28,12 +28,14 @@ _EXPORTS = {
     "UserError": "errors",
     "load": "loading",
     "parse_heads": "heads",
+    "read_run": "runs",
 }
 
 if _TYPE_CHECKING:
     from .errors import CaptureMismatch, HeadscopeError, ResultFormatError, UnsupportedModel, UserError
     from .heads import HeadId, parse_heads
     from .loading import load
+    from .runs import read_run
     from .scope import Scope
     from .scores import HeadScores, TokenScores
     from .stats import LayerInfo, Stats
@@ -53,6 +55,7 @@ __all__ = [
     "__version__",
     "load",
     "parse_heads",
+    "read_run",
 ]
 
 

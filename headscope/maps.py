@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .display import Shown
 from .errors import UserError
 from .heads import HeadId
 from .kernels.call import AttentionCall
@@ -15,7 +16,7 @@ from .kernels.tile import tile
 from .runtime import Site
 
 
-class Maps(Mapping[HeadId, Tensor]):
+class Maps(Shown, Mapping[HeadId, Tensor]):
     """Attention maps of the chosen heads: ``maps["L5H1"]`` or ``maps[5, 1]`` is [B, Q, K] in fp32."""
 
     def __init__(self) -> None:
@@ -39,11 +40,6 @@ class Maps(Mapping[HeadId, Tensor]):
         shape = list(next(iter(self._maps.values())).shape) if self._maps else []
         names = ", ".join(map(str, [*self][:8])) + (" …" if len(self) > 8 else "")
         return f"Maps({len(self)} heads of [batch, query, key] = {shape}: {names})"
-
-    def _repr_html_(self) -> str:
-        from .viz import show
-
-        return show.maps(self)
 
 
 class MapRecorder:
@@ -85,8 +81,8 @@ class TileRecorder:
         if call.layer != self._head.layer:
             return
         b, _, _, q, k = call.shape
-        rows = _inside("rows", self._rows, q)
-        cols = _inside("columns", self._cols, k)
+        rows = inside("rows", self._rows, q)
+        cols = inside("columns", self._cols, k)
         if not 0 <= self._sequence < b:
             raise UserError(f"The batch has sequences 0 to {b - 1}; sequence {self._sequence} was asked for.")
         self.tile = tile(call, lse, self._sequence, self._head.head, rows, cols, self._size).cpu()
@@ -111,7 +107,12 @@ def check_budget(batch: dict[str, Any], heads: list[HeadId], budget: int) -> Non
         )
 
 
-def _inside(what: str, wanted: range | None, n: int) -> range:
+def inside(what: str, wanted: range | None, n: int) -> range:
+    """The rows or columns asked for, all ``n`` by default.
+
+    Raises:
+        UserError: If they are not a plain range within the map.
+    """
     if wanted is None:
         return range(n)
     if wanted.step != 1 or wanted.start < 0 or wanted.stop > n or not len(wanted):

@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from .display import Shown
 from .errors import ResultFormatError
 from .names import DEFAULT
+from .storedmaps import StoredMaps
 
 SCHEMA_VERSION = 1
 HEAD_KEYS = ("layer", "head", "head_id", "n_sequences", "n_tokens")
@@ -17,12 +19,12 @@ HEAD_COLUMNS = (*DEFAULT, "sink_rate", "local_global")
 TOKEN_KEYS = ("sequence", "position", "token_id", "token", "is_special")
 TOKEN_COLUMNS = ("received_mean", "waad", "fai", "entropy_next", "label")
 LABELS = ("preplan", "anchor", "both", "none")
-_KINDS = dict.fromkeys(("columns", "model", "versions", "timings"), dict)
+_KINDS = dict.fromkeys(("columns", "model", "versions", "timings", "maps"), dict)
 _KINDS |= dict.fromkeys(("findings", "sequences", "refused", "interventions"), list)
 
 
 @dataclass(eq=False)
-class RunData:
+class RunData(Shown):
     """One measurement.
 
     Attributes:
@@ -31,12 +33,14 @@ class RunData:
         heads: One row per layer and head: ``HEAD_KEYS``, then ``<name>`` and ``<name>_se`` of each statistic or score.
         tokens: One row per sequence and position: ``TOKEN_KEYS`` and ``TOKEN_COLUMNS``; may have no rows.
         arrays: Named tensors that fit no table.
+        maps: Heads whose maps can be drawn without the model (see `headscope.storedmaps`); often none.
     """
 
     info: dict[str, Any]
     heads: pd.DataFrame
     tokens: pd.DataFrame
     arrays: dict[str, Tensor] = field(default_factory=dict)
+    maps: StoredMaps = field(default_factory=StoredMaps)
 
     @property
     def scores(self) -> list[str]:
@@ -48,11 +52,6 @@ class RunData:
     def __repr__(self) -> str:
         model = self.info.get("model", {}).get("name", "")
         return f"RunData({model!r}: {len(self.heads)} heads, {len(self.tokens)} tokens; {', '.join(self.scores)})"
-
-    def _repr_html_(self) -> str:
-        from .viz import show
-
-        return show.run(self)
 
 
 def conditions(info: dict[str, Any]) -> list[str]:
@@ -94,6 +93,8 @@ def validate(data: RunData, where: str = "The run") -> None:
     ids = "L" + heads["layer"].astype(str) + "H" + heads["head"].astype(str)
     if wrong := [*heads["head_id"][heads["head_id"] != ids]]:
         refuse(f"head_id {wrong[0]!r} contradicts its layer and head")
+    if unknown := set(data.maps.heads) - set(ids):
+        refuse(f"maps are stored of {sorted(unknown)[0]}, which heads.parquet does not have")
     if strange := set(tokens["label"].unique()) - set(LABELS):
         refuse(f"label {sorted(map(str, strange))[0]!r} is none of {', '.join(LABELS)}")
     for key, kind in _KINDS.items():

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from . import storedmaps
 from .atomic import new_folder, recover
 from .errors import ResultFormatError, UserError
 from .report import render
@@ -43,7 +44,7 @@ def check_output(directory: str | Path, overwrite: bool = False) -> Path:
         raise UserError(
             f"The output folder {directory} is not empty. Name another one, or replace it with --overwrite."
         )
-    own = (_INFO, _HEADS, _TOKENS, _ARRAYS, REPORT)
+    own = (_INFO, _HEADS, _TOKENS, _ARRAYS, storedmaps.FILE, REPORT)
     foreign = [n for n in found if n not in own and not n.startswith(f".{REPORT}.partial-")]
     if foreign or (found and _INFO not in found):
         raise UserError(
@@ -96,8 +97,21 @@ def read_run(directory: str | Path) -> RunData:
         _read_table(folder / _TOKENS),
         _read_arrays(folder / _ARRAYS),
     )
+    if storedmaps.FILE in info["files"]:
+        data.maps = read_maps(folder, data)
     validate(data, str(folder))
     return data
+
+
+def read_maps(folder: Path, data: RunData) -> storedmaps.StoredMaps:
+    """The heads whose maps a run carries; their queries and keys stay on disk until something is drawn.
+
+    Raises:
+        ResultFormatError: If the file is damaged, or does not fit the tables of the run.
+    """
+    n_heads = {int(x): int(h) + 1 for x, h in data.heads.groupby("layer")["head"].max().items()}
+    lengths = {int(s): int(n) for s, n in data.tokens.groupby("sequence").size().items()}
+    return storedmaps.read(folder / storedmaps.FILE, n_heads, lengths)
 
 
 def plain(value: Any) -> Any:
@@ -123,8 +137,13 @@ def _write_files(data: RunData, folder: Path, report: bool) -> None:
     tokens.to_parquet(folder / _TOKENS, engine="pyarrow", index=False)
     arrays = {k: v.detach().cpu().contiguous().clone() for k, v in data.arrays.items()}
     save_file(arrays, folder / _ARRAYS)
-    shutil.copymode(folder / _HEADS, folder / _ARRAYS)  # safetensors lets only the owner read
-    files = {n: _facts(folder / n) for n in (_HEADS, _TOKENS, _ARRAYS)}
+    names = [_HEADS, _TOKENS, _ARRAYS]
+    if len(data.maps):
+        data.maps.save(folder / storedmaps.FILE)
+        names.append(storedmaps.FILE)
+    for name in names[2:]:
+        shutil.copymode(folder / _HEADS, folder / name)  # safetensors lets only the owner read
+    files = {n: _facts(folder / n) for n in names}
     info = plain({**data.info, "schema_version": SCHEMA_VERSION, "files": files})
     (folder / _INFO).write_text(
         json.dumps(info, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"

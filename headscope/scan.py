@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from . import nexttoken
+from . import mapchoice, nexttoken, storing
 from .corpus import Sequence
 from .errors import CaptureMismatch, UserError
 from .inputs import pad
@@ -25,6 +25,7 @@ from .sampling import sample_of
 from .scope import Scope
 from .scores import HeadScores
 from .stats import Stats
+from .storedmaps import StoredMaps
 
 Progress = Callable[[int, int, str], None]
 
@@ -83,6 +84,9 @@ class ScanConfig:
         seed: Seed of everything drawn at random.
         rows: Estimate averages from this fraction of the query rows (``1/16``); empty: from all, exactly. What the
             token table needs is exact either way.
+        maps: Heads whose maps the run carries: ``L5H1,L2H0-3``, or ``top4:induction_score`` for a column's highest.
+        maps_sequences: Of how many sequences, the first ones.
+        maps_gib: Most GiB that these may take.
     """
 
     stats: tuple[str, ...] = ("default",)
@@ -90,6 +94,9 @@ class ScanConfig:
     batch_size: int = 1
     seed: int = 0
     rows: str = ""
+    maps: str = ""
+    maps_sequences: int = 1
+    maps_gib: float = 2.0
 
     def probe_names(self) -> list[str]:
         """Probe names with ``default`` written out, without repeats."""
@@ -114,7 +121,7 @@ def scan(
         measure_with: What measures the sequences instead of this process (see ``headscope.spread.Spread``).
 
     Raises:
-        UserError: For unknown names, no sequences, or sequences whose per-token values do not fit in memory.
+        UserError: For unknown names, no sequences, or sequences whose per-token values or maps do not fit.
         CaptureMismatch: If a statistic is not a number.
     """
     started = time.perf_counter()
@@ -124,6 +131,9 @@ def scan(
     if not sequences:
         raise UserError("There are no sequences to measure.")
     _check_room(scope, sequences)
+    storage = (config.maps, config.maps_sequences, config.maps_gib)
+    if config.maps:
+        mapchoice.check(scope, sequences, *storage, () if infos else (*names, "sink_rate", "local_global"))
     sample = str(sample_of(config.rows)) if config.rows else ""
     timings = {}
     stats, entropy = (measure_with or measure)(scope, sequences, (*names, *KEPT), config.batch_size, tell, sample)
@@ -140,6 +150,11 @@ def scan(
             _run_probe(scope, stats, info, scores, notes, config.seed, tell)
     tell(len(infos), len(infos), "probes")
     tokens = token_table(scope, stats, entropy, scores["local_global"])
+    heads, maps, stored = head_table(stats, names, scores), StoredMaps(), {}
+    if config.maps:
+        begun = time.perf_counter()
+        maps, stored = storing.store(scope, sequences, *storage, heads, tell)
+        timings["maps"] = time.perf_counter() - begun
     timings["total"] = time.perf_counter() - started
     columns = {n: _mean_of(n, sample if n in stats.errors else "") for n in names if n in stats.sums}
     columns |= {n: str(s.details.get("definition", "")) for n, s in scores.items()} | TOKEN_DEFINITIONS
@@ -164,10 +179,12 @@ def scan(
             "findings": [_finding(n, s) for n, s in scores.items() if n != "local_global"]
             + _local_global_findings(scores["local_global"]),
             "probes": notes,
+            "maps": stored,
         },
-        heads=head_table(stats, names, scores),
+        heads=heads,
         tokens=tokens,
         arrays=_arrays(stats),
+        maps=maps,
     )
 
 

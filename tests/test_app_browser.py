@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,7 @@ from headscope.cli import serve  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+ATTACK = "![x](http://evil.example/a.png)<script>alert(1)</script><img src=x onerror=alert(2)>"
 PAGES = ("atlas", "head", "text", "map", "intervene", "experiments")
 FOOT = "footer.hs-foot"
 LONG = 60_000
@@ -47,31 +44,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     broken = write(embedded_data(tokens=40), folder / "broken")
     (broken / "tokens.parquet").write_bytes(b"<b>cut</b>")
     small_sweep(folder / "swept")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    env = serve.environment() | {"OMP_NUM_THREADS": "1"}
-    log = (folder / "log").open("wb")
-    server = subprocess.Popen(
-        serve.command([folder], None, "cpu", port, "localhost"), env=env, stdout=log, stderr=subprocess.STDOUT
-    )
-    try:
-        yield _ready(f"http://localhost:{port}", server, folder / "log")
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def _ready(address: str, server: subprocess.Popen, log: Path) -> str:
-    for _ in range(240):
-        try:
-            with urllib.request.urlopen(f"{address}/_stcore/health", timeout=2):
-                return address
-        except OSError:
-            if server.poll() is not None:
-                break
-            time.sleep(0.5)
-    pytest.fail(f"The app does not answer: {log.read_text()[-2000:]}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with serve.running([folder], folder / "log") as (found, _):
+            yield found
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +167,27 @@ def test_a_head_is_one_click_or_key_away(visit: Visit) -> None:
     assert "head=L5H10" in tab.url
 
 
+def test_back_and_forward_reopen_what_was_there(visit: Visit) -> None:
+    tab = visit.open("?run=short&score=entropy&top=7", ".cell")
+    tab.wait_for_function("location.search.includes('second=')")
+    tab.locator(".cell[data-i='57']").click()
+    tab.wait_for_selector("h1:has-text('L4H9')", timeout=LONG)
+    tab.wait_for_function("location.search.includes('text=0')", timeout=LONG)
+    for heading, sign in (("headscope-reference", "score=entropy"), ("L4H9", "head=L4H9")):
+        for _ in range(4):  # a page may have put its choices into the address in more than one step
+            (tab.go_back if heading != "L4H9" else tab.go_forward)()
+            tab.wait_for_timeout(700)
+            if sign in tab.url:
+                break
+        tab.wait_for_selector(f"h1:has-text('{heading}')", timeout=LONG)
+        assert sign in tab.url
+    tab.wait_for_timeout(500)
+    assert "head=L4H9" in tab.url
+
+
 def test_heads_are_chosen_by_brushing_and_by_the_keyboard(visit: Visit) -> None:
-    tab = visit.open("?run=short&score=induction_score&second=entropy", ".scatter .frame")
+    tab = visit.open("?run=short&score=induction_score&second=entropy")
+    tab.wait_for_selector(".scatter .frame", timeout=LONG)
     box = tab.locator(".scatter .frame").bounding_box()
     tab.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + 2)
     tab.mouse.down()

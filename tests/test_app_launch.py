@@ -117,11 +117,28 @@ def test_a_job_that_never_said_a_word_is_lost_after_a_while(tmp_path: Path) -> N
     assert launch.started(tmp_path)[0].state == "lost"
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"output": 3}', '{"output": "x", "created": "soon"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"output": 3}', '{"output": "x", "created": "soon"}', '{"output": "x", "created": 1}',
+     '{"output": "a\\u0000b", "created": 1, "kind": "scan"}', '{"output": "x", "created": 1, "kind": ["scan"]}'],
+)  # fmt: skip
 def test_folders_that_are_no_jobs_are_left_out(content: str, tmp_path: Path) -> None:
     folder = put(tmp_path, {})
     (folder / worker.JOB).write_text(content)
     assert launch.started(tmp_path) == []
+
+
+def test_strange_words_about_progress_are_not_believed(tmp_path: Path) -> None:
+    put(tmp_path, scan_job(tmp_path), state="done", at="soon", done="x", total=None, what=3)
+    (job,) = launch.started(tmp_path)
+    assert (job.state, job.done, job.total, job.what, job.seconds) == ("done", 0, 0, "3", 0.0)
+
+
+def test_a_scan_stores_the_maps_that_it_was_asked_for(tmp_path: Path) -> None:
+    folder = put(tmp_path, scan_job(tmp_path, maps="L4H9,top1:entropy"))
+    assert worker.run(folder) == 0, launch.log(launch.started(tmp_path)[0])
+    data = read_run(tmp_path / "made")
+    assert "L4H9" in data.maps.heads and len(data.maps.heads) == 2
 
 
 def test_no_more_jobs_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def test_a_capture_in_the_middle_is_that_layers_own(embedded: Live) -> None:
     ids = torch.arange(40, 61)
     embedded.captures.clear()
     capture(embedded, ids, 5, quiet)
-    kept = embedded.captures[live._key(ids), 3]
+    kept = embedded.captures[live.key_of(ids, 3)]
     embedded.captures.clear()
     alone = capture(embedded, ids, 3, quiet)
     torch.testing.assert_close(kept.query, alone.query)

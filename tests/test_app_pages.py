@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Callable
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -95,7 +97,7 @@ def test_previous_and_next_step_through_the_heads(show: Open) -> None:
     test = show("head", head="L0H0")
     assert next(b for b in test.button if b.label == "Previous").disabled
     next(b for b in test.button if b.label == "Next").click().run()
-    assert test.selectbox(key="w_head").value == "L0H1"
+    assert next(s for s in test.selectbox if s.label == "Head").value == "L0H1"
 
 
 def test_heads_that_do_not_exist_are_refused_in_words(show: Open) -> None:
@@ -137,6 +139,21 @@ def test_a_half_copied_run_says_what_is_missing(show: Open, runs: Path, tmp_path
 def test_no_run_at_all_says_how_to_make_one(show: Open, tmp_path: Path) -> None:
     test = show("atlas", folder=tmp_path)
     assert not test.exception and "headscope demo" in test.code[0].value
+
+
+def test_without_runs_the_experiments_can_still_be_started(show: Open, tmp_path: Path) -> None:
+    for part in ("sweeps", "compare", "new"):
+        test = show("experiments", folder=tmp_path, part=part)
+        assert not test.exception and not test.error
+        assert any("Start a scan or sweep" in option for group in test.get("button_group") for option in group.options)
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    needs: dict[str, set[str]] = {}
+    for file in MAIN.parent.glob("*.py"):
+        own = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom) and n.level == 1]
+        needs[file.stem] = {name for n in own for name in ([n.module] if n.module else [a.name for a in n.names])}
+    tuple(TopologicalSorter(needs).static_order())  # raises CycleError
 
 
 def test_markdown_in_names_stays_text() -> None:

@@ -107,6 +107,13 @@ def test_the_command_of_a_new_sweep_says_what_differs_from_the_usual(monkeypatch
     assert job["fields"]["k"] == [0, 4] and job["fields"]["sweep"] == "prune"
 
 
+def test_the_command_of_a_new_scan_names_the_maps_to_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = show(folder, monkeypatch, part="new", kind="scan", maps="L4H9,top2:entropy", newrun="kept maps")
+    assert test.code[0].value.endswith("--maps L4H9,top2:entropy -o kept-maps")
+    test = show(folder, monkeypatch, part="new", kind="scan", maps="topmost")
+    assert not test.exception and "top8:retrieval_score" in test.error[0].value.replace("\\", "")
+
+
 def test_an_edit_as_a_command_does_what_the_page_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit = Scale("L0H1,L2H3", 2.5)
     said = command_code("models/x y", edit, "ppl").splitlines()

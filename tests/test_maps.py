@@ -27,6 +27,20 @@ def test_tile_is_a_piece_of_the_map(kind: str) -> None:
         torch.testing.assert_close(piece.double(), truth[5:30, 7:55], atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_of_columns_give_the_same_tile(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long rows are read in several pieces where the normaliser is known; cells lie across their borders."""
+    torch.manual_seed(2)
+    call = call_of(kind, 70, 205)
+    lse = forward(call)[1] if call.pattern is None else None
+    whole = tile(call, None, 0, 2, range(3, 70), range(7, 200), (9, 11))
+    monkeypatch.setattr("headscope.kernels.tile.WIDEST", 13)
+    torch.testing.assert_close(tile(call, lse, 0, 2, range(3, 70), range(7, 200), (9, 11)), whole, atol=2e-6, rtol=0)
+    pieces = tile(call, lse, 0, 2, range(3, 70), range(7, 200))
+    full = tile(call, None, 0, 2, range(3, 70), range(7, 200))
+    torch.testing.assert_close(pieces, full, atol=2e-6, rtol=0)
+
+
 def test_pooled_tile_keeps_the_mass() -> None:
     """Each cell is the mean over its rows of the mass in its columns; rows of the whole picture sum to 1."""
     torch.manual_seed(1)

@@ -272,3 +272,14 @@ def test_more_than_two_billion_elements_on_a_gpu() -> None:
     want, want_lse = naive.attend(near, Plan(window=window[:1]))
     assert (lse[:, 16:, rows].cpu().double() - want_lse).abs().max() < 1e-4
     assert (out[:, 16:, rows].cpu().double() - want).abs().max() / want.abs().max() < 1.2e-2
+
+
+@pytest.mark.parametrize("name", ["scale", "reset to receivers in some rows"])
+def test_a_nan_stays_one(name: str) -> None:
+    """A row whose query overflowed must not pass for a row that sees nothing."""
+    call = make()
+    query = call.query.clone()
+    query[0, 1, 7] = float("nan")
+    out, lse = triton.attend(there(replace(call, query=query)), there(plans(call)[name]))
+    assert bool(out[0, 1, 7].isnan().all()) and bool(lse[0, 1, 7].isnan())
+    assert int(out.isnan().any(-1).sum()) == 1

@@ -159,6 +159,50 @@ def test_rows_and_columns_in_one_sweep(case: str) -> None:
     assert all(torch.equal(found[n], again[n]) for n in found)
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["lse computed", "lse given"])
+@pytest.mark.parametrize("where", ["query", "key", "infinite query"])
+def test_a_nan_in_the_model_is_no_number(where: str, given: bool) -> None:
+    call = make(b=1, h=4, hk=2, q=67)
+    spoilt = {"query": call.query.clone(), "key": call.key.clone()}
+    spoilt[where.split()[-1]][0, 1, 40] = float("inf" if "infinite" in where else "nan")
+    bad = replace(call, **spoilt)
+    heads, rows = ([2, 3], slice(40, None)) if where == "key" else ([1], slice(40, 41))
+    lse = naive.pattern(bad)[1].float() if given else None
+    for request in (everything(call), FUSED):
+        found, wanted = triton.run(bad, request, lse), naive.sweep(call, request)
+        for name in set(found) - {"top1_key"}:
+            cut = slice(None) if name in request.columns else rows
+            assert bool(found[name][0, heads, cut].isnan().all()), name
+            found[name][0, heads, cut] = wanted[name][0, heads, cut].float()
+        assert_close(*({n: x for n, x in y.items() if n != "top1_key"} for y in (found, wanted)))
+    tiles = triton.run_tiles(bad, ROWS_ONLY, [1], 32, lse)
+    assert all(bool(x[0, heads, 40].isnan().all()) and not bool(x[:, :, :32].any()) for x in tiles.values())
+
+
+def test_rows_that_see_nothing_are_not_broken() -> None:
+    call = make(**CASES["rows that see nothing"])
+    found = triton.run(call, FUSED)
+    assert all(bool(x.isfinite().all()) and not bool(x[:, :, 0].any()) for n, x in found.items() if n != "received")
+
+
+@needs_gpu
+@pytest.mark.parametrize("where", ["query", "key"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_nan_comes_through_the_forward(where: str, dtype: torch.dtype) -> None:
+    from headscope.kernels.forward import forward
+
+    call = make(b=1, h=2, hk=2, q=200, k=200, d=64, dtype=dtype)
+    spoilt = getattr(call, where).clone()
+    spoilt[0, 1, 100] = float("nan")
+    bad = replace(call, **{where: spoilt})
+    lse = forward(bad)[1]
+    found = triton.run(bad, FUSED, lse) | blocks(bad, 64, ["block_mass"], lse)
+    for name in set(found) - {"top1_key"}:
+        x = found[name][0, 1]
+        assert bool((x[1] if name == "block_mass" else x[100]).isnan().any()), name
+        assert bool(found[name][0, 0].isfinite().all()), name
+
+
 @pytest.mark.parametrize("labels", [1, 3, 200])
 @pytest.mark.parametrize("case", ["square", "cache", "window", "bidirectional", "padding", "sliding cache"])
 def test_matches_of_few_and_of_many_labels(case: str, labels: int) -> None:

@@ -53,6 +53,9 @@ def scan(
     heads: opt.Heads = None,
     intervene: opt.Intervene = None,
     workers: opt.Workers = None,
+    maps: opt.Maps = "",
+    maps_sequences: opt.MapsSequences = 1,
+    maps_gib: opt.MapsGib = 2.0,
     as_json: opt.Json = False,
     dry_run: opt.DryRun = False,
     show_python: opt.ShowPython = False,
@@ -66,7 +69,10 @@ def scan(
 
     source = Source(tuple(text or ()), data, demo, seq_len, limit)
     check_source(source.text, data, demo)
-    config = ScanConfig(stats=opt.names(stats), probes=opt.names(probes), batch_size=batch_size, seed=seed, rows=rows)
+    config = ScanConfig(
+        stats=opt.names(stats), probes=opt.names(probes), batch_size=batch_size, seed=seed, rows=rows,
+        maps=maps, maps_sequences=maps_sequences, maps_gib=maps_gib,
+    )  # fmt: skip
     _check_names(config)
     edits = _edits(intervene)
     spread = _spread({"model": model, "device": device, "dtype": dtype}, trust_remote_code, workers, edits)
@@ -81,7 +87,7 @@ def scan(
     sequences = read(scope, source)
     chosen = [] if heads is None else [str(h) for h in scope.heads(heads)]
     if dry_run:
-        _print_estimate(scope, sequences, as_json)
+        _print_estimate(scope, sequences, config, as_json)
         return
     run, path = _measure(context, scope, sequences, config, folder, overwrite, edits, spread)
     _show(run, path, chosen, as_json)
@@ -102,11 +108,14 @@ def demo(context: typer.Context) -> None:
 
 def _check_names(config: Any) -> None:
     """Refuse unknown statistics and probes before a model is loaded."""
+    from ..mapchoice import read_choice
     from ..names import expand
     from ..registry import find_probe
     from ..sampling import sample_of
 
     expand(config.stats)
+    if config.maps:
+        read_choice(config.maps)
     if config.rows:
         sample_of(config.rows)
     for name in config.probe_names():
@@ -169,7 +178,8 @@ def _show(data: Any, path: Path, heads: list[str], as_json: bool) -> None:
 
     if as_json:
         rows = data.heads[data.heads["head_id"].isin(heads)].to_dict("records")
-        print_json({"run": path, "report": path / REPORT, **summary(data), **({"heads": rows} if heads else {})})
+        more = ({"heads": rows} if heads else {}) | ({"maps": data.info["maps"]} if data.info.get("maps") else {})
+        print_json({"run": path, "report": path / REPORT, **summary(data), **more})
         return
     titles = ["finding", "heads", "threshold", "null", "clearest heads"]
     print_table(titles, finding_rows(data), right=("heads", "null"))
@@ -178,7 +188,18 @@ def _show(data: Any, path: Path, heads: list[str], as_json: bool) -> None:
         print_table(["score", *heads], head_rows(data, heads), right=tuple(heads))
     if sampled := data.info.get("sampled_rows"):
         print_line(f"\nSampled: averages are estimated from {sampled} of the query rows; *_se holds their error.")
+    _show_maps(data.info.get("maps") or {})
     print_line(f"\nRun:    {path}\nReport: {path / REPORT}")
+
+
+def _show_maps(stored: dict[str, Any]) -> None:
+    """Which heads' maps the run carries, and why others are not among them."""
+    from .output import print_line
+
+    if stored:
+        print_line(f"\nMaps:   {', '.join(stored['heads']) or 'none'} ({stored['bytes'] / 2**20:,.1f} MiB)")
+    for left_out in stored.get("skipped", []):
+        print_line(f"Not stored: {left_out['name']}: {left_out['reason']}.")
 
 
 def read(scope: Any, source: Source) -> list[Any]:
@@ -212,7 +233,8 @@ def _default_folder(model: str | None) -> Path:
     return Path("runs") / f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _print_estimate(scope: Any, sequences: list[Any], as_json: bool) -> None:
+def _print_estimate(scope: Any, sequences: list[Any], config: Any, as_json: bool) -> None:
+    from ..mapchoice import check
     from .look import print_facts
     from .output import print_json
 
@@ -223,6 +245,8 @@ def _print_estimate(scope: Any, sequences: list[Any], as_json: bool) -> None:
         "longest_sequence": max(lengths),
         **{k: v for k, v in scope.inspect().items() if "memory" in k or "estimate" in k},
     }
+    if config.maps:
+        facts["maps_bytes"] = check(scope, sequences, config.maps, config.maps_sequences, config.maps_gib)
     if as_json:
         print_json(facts)
     else:

@@ -34,6 +34,18 @@ Heads = Annotated[str | None, typer.Option(help="Also print all scores of these 
 Intervene = Annotated[
     Path | None, typer.Option("--intervene", help="A YAML file of interventions under which everything is measured.")
 ]
+Maps = Annotated[
+    str,
+    typer.Option(
+        "--maps",
+        metavar="HEADS",
+        help="Let the run carry the maps of these heads, to be looked at without the model: L5H1, L5H0-3 or "
+        "top4:induction_score (the highest of a score).",
+        show_default=False,
+    ),
+]
+MapsSequences = Annotated[int, typer.Option("--maps-sequences", min=1, help="Of how many sequences, the first ones.")]
+MapsGib = Annotated[float, typer.Option("--maps-gib", help="Most GiB that --maps may take.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Read the text with this many processes, a model each.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be read and needed, and stop.")]
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +20,7 @@ from ..errors import UserError
 from . import options as opt
 
 PORT = 8501
+_PATIENCE = 120.0  # seconds until an app that does not answer is given up
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 # Nothing is watched, nothing is sent, nobody but this machine is served unless asked.
 _FLAGS = {
@@ -83,3 +89,45 @@ def environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": root + (os.pathsep + path if path else "")}
+
+
+@contextmanager
+def running(runs: list[Path], log: Path | None = None) -> Iterator[tuple[str, int]]:
+    """The app on a free port of this machine, on the CPU, while the block runs: for pictures and measurements.
+
+    Args:
+        runs: Run directories, or folders of them.
+        log: A file for what it prints.
+
+    Yields:
+        Its address and its process id.
+
+    Raises:
+        UserError: If it does not answer.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    address = f"http://localhost:{port}"
+    with Path(log or os.devnull).open("wb") as out:
+        server = subprocess.Popen(
+            command(runs, None, "cpu", port, "localhost"), env=environment(), stdout=out, stderr=subprocess.STDOUT
+        )
+        try:
+            _wait(server, address)
+            yield address, server.pid
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def _wait(server: subprocess.Popen, address: str) -> None:
+    """Until the app answers."""
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/_stcore/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.3)
+    raise UserError(f"The app does not answer on {address}. Open it with 'headscope app' to see why.")

@@ -28,7 +28,8 @@ function paint() {
     cell.setAttribute('class', `cell ${shade(column, column.values[i])}${marks}`);
   });
   // Outlines must not be covered by the neighbours drawn later.
-  cells.filter((cell, i) => outlined.has(i) || i === state.head).forEach((cell) => cell.parentNode.append(cell));
+  document.querySelectorAll('#grid .ring').forEach((old) => old.remove());
+  cells.forEach((cell, i) => (outlined.has(i) || i === state.head || i === cursor) && cell.parentNode.append(cell, ring(cell)));
   document.querySelectorAll('#grid .rule').forEach((rule) => rule.parentNode.append(rule));
   document.querySelectorAll('#ramp i').forEach((swatch, i) => (swatch.className = (column.signed ? 'd' : 'q') + i));
   $('low').textContent = number(column.signed ? -column.high : 0);
@@ -75,10 +76,7 @@ function point(row) {
 
 function showTip(row, x, y) {
   tip.replaceChildren(make('b', '', data.heads[row]), ` · ${spoken(row).join(' · ')}`);
-  tip.hidden = false;
-  const box = tip.getBoundingClientRect();
-  tip.style.left = `${clamp(x + 14, 4, innerWidth - box.width - 4)}px`;
-  tip.style.top = `${y - box.height - 12 < 4 ? y + 20 : y - box.height - 12}px`;
+  placeTip(tip, x, y);
 }
 
 function showCard() {

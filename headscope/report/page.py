@@ -19,7 +19,7 @@ from .payload import MAX_TOKENS, embed, payload, shown_tokens
 
 _FIRST = ("repeat_induction", "induction_score", "retrieval_score", "sink_rate", "entropy")
 _MAX_ROWS = 512
-_SCRIPTS = ("base.js", "grid.js", "text.js", "table.js", "start.js")
+_SCRIPTS = ("shared.js", "base.js", "grid.js", "text.js", "table.js", "start.js")
 _HERE = Path(__file__).parent
 
 

@@ -256,7 +256,6 @@ def attend_kernel(
             HAS_LEFT, HAS_RIGHT, CAP, D, D1, D2, DV, BN, IEEE, UPCAST)  # fmt: skip
         largest = tl.maximum(largest, m2)
 
-    alive = largest > _BLIND
     e0 = tl.where(m0 > _BLIND, tl.exp2(m0 - largest), 0.0)
     total = l0 * e0
     if SINKS:
@@ -270,6 +269,7 @@ def attend_kernel(
             e2 = tl.where(m2 > _BLIND, tl.exp2(m2 - largest), 0.0)
             gains = l2 * e2
             total += gains
+        alive = (largest > _BLIND) | (total != total)  # a NaN must stay one
         total = tl.where(alive, total, 1.0)
         share = tl.load(share_ptr + h)
         moves = row_on & (gains > 1.2e-38 * total)
@@ -280,6 +280,7 @@ def attend_kernel(
         else:
             out = acc0 * (e0 * grown)[:, None] + acc1 * (e1 * left_over)[:, None]
     else:
+        alive = (largest > _BLIND) | (total != total)
         total = tl.where(alive, total, 1.0)
         out = acc0 * e0[:, None]
     out = tl.where(alive[:, None], out / total[:, None], 0.0)

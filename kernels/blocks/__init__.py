@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..broken import broken_rows, mark
 from ..call import AttentionCall
 from ..request import Request
 from ..sweep import choose, sweep
@@ -60,5 +61,7 @@ def _exact(call: AttentionCall, edge: int, wanted: frozenset[str], lse: Tensor |
         if edge in triton.EDGES:
             lse = sweep(call, ask)["lse"] if lse is None else lse
             with torch.cuda.device_of(call.query):
-                return triton.block_maps(call, edge, wanted, base2_lse(call, lse))
+                out = triton.block_maps(call, edge, wanted, base2_lse(call, lse))
+            broken = torch.nn.functional.pad(broken_rows(call, lse), (0, -call.shape[3] % edge))
+            return mark(out, (), broken.unflatten(-1, (-1, edge)).any(-1))
     return chunked.block_maps(call, edge, wanted, lse)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..broken import blind_rows, broken_rows, mark
 from ..call import AttentionCall
 from ..request import ColumnSum, KeySet, Request
 from ..triton_util import INTERPRET, base2_lse
@@ -65,8 +66,8 @@ def _run(call: AttentionCall, request: Request, lse: Tensor | None) -> dict[str,
     if left or sums.names or needs_lse:
         found = rows(call, frozenset(left), sums, lse2, bins=_bins(call))
         if lse2 is None:
-            lse = found["lse"]
-            lse2 = base2_lse(call, torch.where(_dead(call, found), torch.inf, lse)) if needs_lse else None
+            lse = torch.where(blind_rows(call), -torch.inf, found["lse"])
+            lse2 = base2_lse(call, lse) if needs_lse else None
         out |= {n: found[n] for n in (*left, *sums.names)}
     if "lse" in names and "lse" not in out:
         out["lse"] = torch.where(lse2 < 1e29, lse.float(), 0.0)
@@ -81,7 +82,7 @@ def _run(call: AttentionCall, request: Request, lse: Tensor | None) -> dict[str,
     for name, column in request.columns.items():
         if column.mean:
             out[name] = out[name] / _counts(call, column)[:, None].clamp(min=1)
-    return out
+    return mark(out, request.columns, broken_rows(call, lse))
 
 
 @torch.no_grad()
@@ -103,31 +104,17 @@ def _run_tiles(
     names = frozenset(request.rows)
     found = rows(call, names, sums, lse2, tile=tile, tiles=tiles)
     out = {n: found[n] for n in (*names, *sums.names)}
+    q = call.shape[3]
+    inside = torch.zeros(-(-q // height), dtype=torch.bool, device=tiles.device)
+    inside[tiles.long()] = True
+    inside = inside.repeat_interleave(height)[:q]
+    lse = torch.where(blind_rows(call), -torch.inf, found["lse"]) if lse is None else lse
     if request.targets or request.matches:
-        q = call.shape[3]
-        inside = torch.zeros(-(-q // height), dtype=torch.bool, device=tiles.device)
-        inside[tiles.long()] = True
-        inside = inside.repeat_interleave(height)[:q]
-        if lse2 is None:
-            lse2 = base2_lse(call, torch.where(_dead(call, found) | ~inside, torch.inf, found["lse"]))
-        out |= {n: target_mass(call, lse2, index) * inside for n, index in request.targets.items()}
+        lse2 = base2_lse(call, torch.where(inside, lse, -torch.inf))
+        out |= {n: target_mass(call, lse2, index) for n, index in request.targets.items()}
         for name, match in request.matches.items():
             out[name] = match_mass(call, lse2, replace(match, query_labels=match.query_labels.where(inside, -1)))
-    return out
-
-
-def _dead(call: AttentionCall, found: dict[str, Tensor]) -> Tensor:
-    """Rows that count but see nothing: the kernel reports lse 0 for them."""
-    v = call.visible
-    _, _, _, q, k = call.shape
-    i = torch.arange(q, device=call.query.device) + v.q_offset - v.kv_offset
-    first = torch.zeros_like(i) if v.left is None else (i - v.left).clamp(min=0)
-    last = torch.full_like(i, k - 1) if v.right is None else (i + v.right).clamp(max=k - 1)
-    if v.keys is None:
-        return (last < first)[None, None]
-    upto = torch.nn.functional.pad(v.keys.long().cumsum(-1), (1, 0))
-    seen = upto[:, (last + 1).clamp(0, k)] - upto[:, first.clamp(0, k)]
-    return ((seen <= 0) | (last < first))[:, None]
+    return mark(out, (), broken_rows(call, lse) & inside)
 
 
 def _bins(call: AttentionCall) -> int:

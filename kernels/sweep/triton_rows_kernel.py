@@ -298,6 +298,7 @@ def rows_kernel(
         total = l * tl.exp2(m - top_m)
         if SINKS:
             total += tl.exp2(sink - top_m)
+        counts = row_ok
         row_ok = row_ok & (top_m > -1e29) & (total > 0.0)
         lse = tl.where(row_ok, top_m + tl.log2(tl.where(row_ok, total, 1.0)), 1e30)
         scale = tl.where(row_ok, tl.exp2(m - lse), 0.0)
@@ -308,7 +309,10 @@ def rows_kernel(
         t = t * scale
     out_ptr += bh * Q + rows
     wide = tl.cast(out_stride, tl.int64)
-    tl.store(out_ptr, tl.where(lse < _DEAD_FROM, lse, 0.0) * _LN2, mask=inside)
+    known = tl.where(lse < _DEAD_FROM, lse, 0.0) * _LN2
+    if ONLINE:  # a NaN in q or k must not pass for a row that sees nothing
+        known = tl.where(counts & (total != total), total, known)
+    tl.store(out_ptr, known, mask=inside)
     if ENTROPY:
         tl.store(out_ptr + wide, tl.where(row_ok, -t * _LN2, 0.0), mask=inside)
     if DISTANCE:

@@ -10,6 +10,10 @@ from ..call import AttentionCall
 from ..parts import one_head, rows_of
 from ..rowblocks import iterate
 
+# Columns of a block on a CPU where the normaliser is known: whole rows of a long text would leave room for a few rows
+# only, and all keys would be read again for each few.
+WIDEST = 8192
+
 
 def tile(
     call: AttentionCall,
@@ -33,13 +37,17 @@ def tile(
     row_cell = torch.arange(len(rows), device=out.device) * height // len(rows)
     col_cell = torch.arange(len(cols), device=out.device) * width // len(cols)
     part = rows_of(one, rows)
-    for block in iterate(part, None if known is None else known[:, :, rows.start : rows.stop], skip_unreal=False):
+    splits = known is not None and call.pattern is None and not call.query.is_cuda
+    lse = None if known is None else known[:, :, rows.start : rows.stop]
+    for block in iterate(part, lse, skip_unreal=False, widest=WIDEST if splits else None):
         p = block.probs()[0, 0]
         lo, hi = max(block.cols.start, cols.start), min(block.cols.stop, cols.stop)
         if lo >= hi:
             continue
         piece = p[:, lo - block.cols.start : hi - block.cols.start]
-        pooled = torch.zeros(p.shape[0], width, device=p.device, dtype=p.dtype)
-        pooled.index_add_(1, col_cell[lo - cols.start : hi - cols.start], piece)
-        out.index_add_(0, row_cell[block.rows.start : block.rows.stop], pooled.to(out.dtype))
+        lo, hi = lo - cols.start, hi - cols.start
+        first, last = lo * width // len(cols), (hi - 1) * width // len(cols) + 1
+        pooled = torch.zeros(p.shape[0], last - first, device=p.device, dtype=p.dtype)
+        pooled.index_add_(1, col_cell[lo:hi] - first, piece)
+        out[:, first:last].index_add_(0, row_cell[block.rows.start : block.rows.stop], pooled.to(out.dtype))
     return out / torch.bincount(row_cell, minlength=height)[:, None]
