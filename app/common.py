@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from ..rundata import conditions
 from . import launch, shelf, state, theme
 from .arguments import parse
 from .shelf import Entry
+
+# Beginnings of an icon or emoji, a web address (two ways), a mail address, and an arrow or the like between spaces.
+_READ_LATE = re.compile(r":(?=[\w+-]+:|material/|//)|www(?=\.)|@(?=[-\w])|(?<!\S)[-<>~](?=-?[->=-](?!\S))", re.I)
 
 
 def shown() -> Entry | None:
@@ -105,12 +109,13 @@ def facts(entry: Entry) -> list[tuple[str, str]]:
     return shown
 
 
-def footer(entry: Entry, live: str = "") -> None:
+def footer(entry: Entry, live: str = "", maps: str = "") -> None:
     """Provenance of everything on the page.
 
     Args:
         entry: The run.
         live: What was computed just now, and from which model; empty if the page shows the run only.
+        maps: Which of the run's stored queries and keys the page is drawn from, if it is.
     """
     info = entry.data.info
     model, made = info["model"], info.get("versions")
@@ -128,6 +133,7 @@ def footer(entry: Entry, live: str = "") -> None:
             ("Not the plain model", " ".join(conditions(info))),
             ("Command", info.get("command")),
             ("Run", entry.path),
+            ("Maps", maps),
             ("Live", live),
         ]
     )
@@ -145,13 +151,19 @@ def version_words(versions: dict[str, Any]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text for elements that read Markdown: nothing in it is markup.
+    """Text for elements that read Markdown: nothing in it is markup, and line breaks are spaces.
+
+    Links, icons and arrows are looked for in the text that is left once escapes are gone; an invisible word joiner
+    keeps those from being found.
 
     Example:
         >>> plain("a*b <i>")
         'a\\\\*b \\\\<i\\\\>'
+        >>> plain("www.x.org") == "www\\u2060\\\\.x\\\\.org"
+        True
     """
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-.!|~$:" else c for c in text)
+    joined = _READ_LATE.sub("\\g<0>\u2060", " ".join(text.split()))
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-.!|~$:&=" else c for c in joined)
 
 
 def short(values: Iterable[float]) -> list[float | None]:

@@ -30,9 +30,9 @@ def draw() -> None:
     head, row, (right,) = choose_head(entry, given, more=(11,))
     _links(right.container(horizontal=True, gap="small"), head)
     _card(entry, cols, found, row)
-    state.show(run=state.recall("run", None), head=head, **passage.address())
     model = live.open_model(entry, common.parse())
     if isinstance(model, str) and not len(entry.data.maps):
+        state.show(run=state.recall("run", None), head=head, **passage.address())
         sources.offer(entry, model)
         common.footer(entry)
         return
@@ -40,29 +40,28 @@ def draw() -> None:
         st.warning(warning)
     theme.section("On this text")
     shown = passage.choose(entry, None if isinstance(model, str) else model)
-    drawn = _text_part(entry, model, shown, head)
-    if not isinstance(model, str):
+    state.show(run=state.recall("run", None), head=head, **passage.address())  # before what may take long
+    source = _text_part(entry, model, shown, head)
+    if not isinstance(model, str) and live.lacking(model, *head) is None:
         _weights(entry, model, head)
-    state.show(run=state.recall("run", None), head=head, **passage.address())
-    if isinstance(model, str):
-        common.footer(entry)
-        return
-    common.footer(entry, f"{model.scope.name}, {shown.label if drawn else 'weights only'}")
+        drawn = source is not None and not source.note
+        said = f"{model.scope.name}, {shown.label if drawn else 'weights only'}"
+    else:
+        said = ""
+    common.footer(entry, said, source.note if source else "")
 
 
-def _text_part(entry: Entry, model: Live | str, shown: passage.Passage | None, head: HeadId) -> bool:
-    """What the head does on a text; True if the live model has drawn it."""
+def _text_part(entry: Entry, model: Live | str, shown: passage.Passage | None, head: HeadId) -> sources.Source | None:
+    """What the head does on a text; where its queries and keys came from if that could be drawn."""
     if shown is None or len(shown) < 2:
-        return False
+        return None
     source = sources.find(entry, model, shown, head)
     if isinstance(source, str):
         sources.offer(entry, source)
-        return False
+        return None
     view = sources.view_of(source)
     _on_text(entry, sources.portrait_of(source, view), view, shown, head)
-    if source.note:
-        st.caption(source.note)
-    return not source.note
+    return source
 
 
 def choose_head(entry: Entry, given: list[list[str]], suffix: str = "", more: tuple[int, ...] = ()) -> tuple:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import streamlit as st
 import torch
 from torch import Tensor
 
-from ..errors import HeadscopeError
+from ..errors import HeadscopeError, UserError
 from ..inputs import prepare
 from ..kernels.call import AttentionCall
 from ..loading import load
@@ -39,6 +40,12 @@ class Live:
     captures: dict[tuple, AttentionCall] = field(default_factory=dict)
     unedited: dict[tuple, Any] = field(default_factory=dict)
 
+    @cached_property
+    def heads(self) -> list[int]:
+        """Heads of each layer. The first to ask surveys the model, which nobody else must run meanwhile."""
+        with self.lock:
+            return [layer.heads for layer in self.scope.layers]
+
     def without_edit(self, key: tuple, measure: Callable[[], Any]) -> Any:
         """What the model does without an edit, measured once; the last few are kept. The lock must be held."""
         if key not in self.unedited:
@@ -63,12 +70,30 @@ def reference(entry: Entry, arguments: Arguments) -> str | None:
 def open_model(entry: Entry, arguments: Arguments) -> Live | str:
     """The live model of a run, or in a sentence why there is none. Nothing is ever downloaded."""
     name = reference(entry, arguments)
-    if name is not None and not Path(name).is_dir():
+    if name is not None and not _is_folder(name):
         return f"The model {name} is not a folder on this machine, so nothing live can be drawn. Use --model FOLDER."
     try:
         return _load(name, arguments.device)
     except HeadscopeError as error:
         return str(error)
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # a name that no file system takes, such as one that is too long
+        return False
+
+
+def lacking(live: Live, layer: int, head: int = 0) -> str | None:
+    """In a sentence that the live model, another than the run's, lacks this head; None if it has it."""
+    name, hint = live.scope.name, "use --model FOLDER with the run's own model."
+    if not 0 <= layer < len(live.heads):
+        return f"Layer {layer} is wanted, but the live model {name} has layers 0 to {len(live.heads) - 1}: {hint}"
+    if not 0 <= head < live.heads[layer]:
+        has = f"in layer {layer} the live model {name} has heads 0 to {live.heads[layer] - 1}"
+        return f"Head {head} is wanted, but {has}: {hint}"
+    return None
 
 
 def mismatch(entry: Entry, live: Live) -> str | None:
@@ -92,8 +117,13 @@ def capture(live: Live, ids: Tensor, layer: int, tell: jobs.Tell) -> AttentionCa
     """The attention call of one layer on one sequence: a forward that ends as soon as the layer is reached.
 
     The layers below are kept too, as far as there is room: what took seconds to reach is not computed twice.
+
+    Raises:
+        UserError: If the model has no such layer.
     """
     with live.lock:
+        if why := lacking(live, layer):
+            raise UserError(why)
         if key_of(ids, layer) not in live.captures:
             for call in _capture(live.scope, ids, layer, tell):
                 live.captures[key_of(ids, call.layer)] = call

@@ -24,8 +24,7 @@ def draw() -> None:
     head, _, (left, right) = choose_head(entry, given, " map", (9, 4))
     model = live.open_model(entry, common.parse())
     if isinstance(model, str) and not len(entry.data.maps):
-        sources.offer(entry, model)
-        common.footer(entry)
+        _none(entry, model, str(head))
         return
     with right:
         linear = state.toggle("Linear colours", "linear")
@@ -35,8 +34,7 @@ def draw() -> None:
         return
     source = sources.find(entry, model, shown, head)
     if isinstance(source, str):
-        sources.offer(entry, source)
-        common.footer(entry)
+        _none(entry, source, str(head))
         return
     if not source.note and (warning := live.mismatch(entry, model)):
         st.warning(warning)
@@ -52,10 +50,15 @@ def draw() -> None:
         "Rows are queries, columns keys. A cell of several tokens shows the mean over its queries of the mass on its "
         "keys. Drag or use the arrow keys to move, wheel, double-click or + and − to zoom. The colour scale is fixed."
     )
-    if source.note:
-        st.caption(source.note)
     live_words = "" if source.note else f"{model.scope.name}, {head}, {shown.label}, {len(shown):,} tokens"
-    common.footer(entry, live_words)
+    common.footer(entry, live_words, source.note)
+
+
+def _none(entry: Entry, why: str, head: str) -> None:
+    """The page without a map."""
+    state.show(run=state.recall("run", None), head=head, **passage.address())
+    sources.offer(entry, why)
+    common.footer(entry)
 
 
 @st.fragment(run_every=1.0)

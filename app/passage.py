@@ -15,7 +15,6 @@ from .live import Live
 from .shelf import Entry
 
 OWN = "own text"
-_LINKED = 1500  # characters of an own text that go into the address
 _EMPTY = "The river was cold. Anna found a red key near the river. Anna kept the red key."
 
 
@@ -46,10 +45,9 @@ def choose(entry: Entry, live: Live | None, place: Any = None) -> Passage | None
 
 
 def address() -> dict[str, str | None]:
-    """The choice as it stands in the address; a text of the user's own only as far as an address can hold it."""
-    chosen, words = state.recall("text", None), state.recall("words", None)
-    fits = chosen == OWN and words is not None and len(words) <= _LINKED
-    return {"text": chosen, "words": words if fits else None}
+    """The choice as it stands in the address, with a text of the user's own."""
+    chosen = state.recall("text", None)
+    return {"text": chosen, "words": state.recall("words", None) if chosen == OWN else None}
 
 
 def of_run(entry: Entry, sequence: int) -> Passage:
@@ -71,8 +69,7 @@ def read(live: Live, text: str) -> Passage:
 
 
 def _own(live: Live) -> Passage | None:
-    key = state.widget("words", _EMPTY)
-    text = state.keep("words", st.text_area("Text to read", key=key, height=90, max_chars=200_000))
+    text = state.area("Text to read", "words", _EMPTY, height=90, max_chars=200_000)
     return read(live, text) if text.strip() else None
 
 

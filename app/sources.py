@@ -30,7 +30,7 @@ class Source:
     Attributes:
         key: Stands for origin, sequence and head on the job board.
         tokens: Length of the sequence.
-        note: What the page says about the origin; empty for the live model.
+        note: What the footer says about the origin under "Maps"; empty for the live model.
         fetch: Gets the call; this may run the model.
         ready: The call if it is at hand, else None.
     """
@@ -51,7 +51,9 @@ def find(entry: Entry, model: Live | str, shown: Passage, head: HeadId) -> Sourc
     """Where to get a head on a sequence from; in a sentence why there is nowhere."""
     if shown.sequence is not None and entry.data.maps.holds(head, shown.sequence):
         return _stored(entry, shown.sequence, len(shown), head)
-    return model if isinstance(model, str) else _live(model, shown.ids, head)
+    if isinstance(model, str):
+        return model
+    return live.lacking(model, *head) or _live(model, shown.ids, head)
 
 
 def _stored(entry: Entry, sequence: int, tokens: int, head: HeadId) -> Source:
@@ -62,7 +64,7 @@ def _stored(entry: Entry, sequence: int, tokens: int, head: HeadId) -> Source:
     def read() -> Part:
         return maps.call(head, sequence), 0, maps.lse(head, sequence)
 
-    note = "Drawn from the queries and keys that the run carries; the model is not needed."
+    note = f"queries and keys of {head} on sequence {sequence + 1}, stored in the run"
     return Source(("stored", str(maps.path), stamp, sequence, head), tokens, note, lambda tell: read(), read)
 
 

@@ -90,14 +90,6 @@ def key_of(name: str) -> str:
     return f"w_{name}~{made}" if made else f"w_{name}"
 
 
-def widget(name: str, default: Any, read: Callable[[str], Any] = str) -> str:
-    """Key for a widget whose value is this choice; the widget opens with what is remembered."""
-    key = key_of(name)
-    if key not in st.session_state:
-        st.session_state[key] = recall(name, default, read)
-    return key
-
-
 def one_of(options: Iterable[Any]) -> Callable[[str], Any]:
     """A reader that accepts only these options.
 

@@ -32,8 +32,7 @@ def draw() -> None:
     with middle:
         names = common.head_label(entry, given) | {_ALL: "all heads, mean"}
         options = [_ALL, *(entry.data.heads["head_id"] if usable else sources.stored_heads(entry, shown))]
-        default = state.recall("head", _ALL)
-        chosen = _head(options, default, names)
+        chosen = _head(options, names)
     if isinstance(model, str):
         st.info(common.plain(f"{model} {_without_model(options[1:])}"))
     if shown is None or not len(shown):
@@ -42,26 +41,29 @@ def draw() -> None:
         return
     start = _window(len(shown))
     mode, log, hide, marks = _switches(chosen != _ALL)
-    data = (
-        _data(shown, start, mode, log, hide) | {"marks": marks} | {"file": f"{entry.label}-{chosen.replace(' ', '-')}"}
-    )
-    note = ""
-    if chosen != _ALL:
-        note = _add_head(data, entry, model, shown, start, chosen)
-    elif shown.frame is None:
-        st.info("Choose a head: the mean over all heads is known for the run's own sequences only.")
-    components.text(data, _KEY, token=_pinned)
     state.show(
         run=state.recall("run", None), **passage.address(), head=None if chosen == _ALL else chosen,
         start=start or None, mode=mode if mode != "received" else None, log=log, hide=hide,
         token=state.recall("token", None), marks=None if marks else "0",
     )  # fmt: skip
+    source = None if chosen == _ALL else sources.find(entry, model, shown, _id(entry, chosen))
+    if isinstance(source, str):
+        sources.offer(entry, source)
+        common.footer(entry)
+        return
+    data = (
+        _data(shown, start, mode, log, hide) | {"marks": marks} | {"file": f"{entry.label}-{chosen.replace(' ', '-')}"}
+    )
+    if source is not None:
+        _add_head(data, entry, model, source, start)
+    elif shown.frame is None:
+        st.info("Choose a head: the mean over all heads is known for the run's own sequences only.")
+    components.text(data, _KEY, token=_pinned)
     with st.container(horizontal=True, horizontal_alignment="right"):
         if shown.frame is not None:
             common.download("CSV of all tokens", shown.frame, f"{entry.label}-tokens", "text-csv")
-    if note:
-        st.caption(note)
-    common.footer(entry, f"{usable.scope.name}, {chosen}" if usable and chosen != _ALL and not note else "")
+    stored = "" if source is None else source.note
+    common.footer(entry, f"{usable.scope.name}, {chosen}" if source is not None and not stored else "", stored)
 
 
 def _without_model(stored: list[str]) -> str:
@@ -71,16 +73,15 @@ def _without_model(stored: list[str]) -> str:
     return f"Attention received comes from the run, lines too for the heads it carries: {', '.join(stored)}."
 
 
-def _head(options: list[str], default: str, names: dict[str, str]) -> str:
-    """Like `state.select`, but "all heads" is no head to remember for the other pages."""
-    key = "w_texthead"
-    if st.session_state.get(key) not in options:
-        st.session_state[key] = default if default in options else options[0]
-    chosen = st.selectbox("Head", options, key=key, format_func=names.get)
-    if chosen != _ALL:
-        state.choose("head", chosen)
+def _head(options: list[str], names: dict[str, str]) -> str:
+    """The head that the other pages show; a choice of its own, for "all heads" is no head to remember for them."""
+    said = state.recall("head", _ALL)
+    state.choose("texthead", said if said in options else _ALL)
+    chosen = state.select("Head", "texthead", options, _ALL, format_func=names.get)
+    if chosen == _ALL:
+        state.forget("head")
     else:
-        st.session_state["kept"].pop("head", None)
+        state.choose("head", chosen)
     return chosen
 
 
@@ -99,12 +100,10 @@ def _switches(has_map: bool) -> tuple[str, bool, bool, bool]:
     mode, hide = "received", False
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         if has_map:
-            key = state.widget("mode", "received", state.one_of(["received", "given"]))
-            picked = st.segmented_control(
-                "Shade by attention", ["received", "given"], key=key, label_visibility="collapsed",
+            mode = state.segmented(
+                "Shade by attention", "mode", ["received", "given"], "received", label_visibility="collapsed",
                 format_func=lambda m: f"attention {m}", width="content",
             )  # fmt: skip
-            mode = state.keep("mode", picked or "received")
         log = state.toggle("Log shading", "log", width="content")
         if has_map:
             hide = state.toggle("Hide sink", "hide", width="content")
@@ -145,21 +144,18 @@ def _data(shown: passage.Passage, start: int, mode: str, log: bool, hide: bool) 
     }
 
 
-def _add_head(
-    data: dict[str, Any], entry: Entry, model: Live | str, shown: passage.Passage, start: int, chosen: str
-) -> str:
-    """One head's part of the picture: its map inside the window, and what lies before it.
+def _id(entry: Entry, chosen: str) -> HeadId:
+    row = entry.data.heads.set_index("head_id").loc[chosen]
+    return HeadId(int(row["layer"]), int(row["head"]))
 
-    Returns:
-        What the page says about where the map comes from.
-    """
-    table = entry.data.heads.set_index("head_id").loc[chosen]
-    source = sources.find(entry, model, shown, HeadId(int(table["layer"]), int(table["head"])))
+
+def _add_head(data: dict[str, Any], entry: Entry, model: Live | str, source: sources.Source, start: int) -> None:
+    """One head's part of the picture: its map inside the window, and what lies before it."""
     if not source.note and (warning := live.mismatch(entry, model)):
         st.warning(warning)
     view = sources.view_of(source)
     facts = sources.portrait_of(source, view)
-    span = range(start, min(start + WINDOW, len(shown)))
+    span = range(start, min(start + WINDOW, source.tokens))
     data |= window_map(view, span)
     data["received"] = common.short(facts.received[span.start : span.stop])
     data["sinks"] = [i for i, v in enumerate(data["received"]) if v is not None and v > SINK and i + 10 < len(span)]
@@ -167,7 +163,6 @@ def _add_head(
         data["sinks"] = [0]
     if start:
         data["outside"] = common.short(view.exact(span, range(1))[:, 0])
-    return source.note
 
 
 def window_map(view: HeadView, span: range) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("streamlit")
 
 from app_runs import embedded_data, small_sweep, write
+from streamlit.runtime.state.query_params_proxy import QueryParamsProxy
 from streamlit.testing.v1 import AppTest
 
 import headscope.app.theme
@@ -26,6 +27,8 @@ VIEWS = {
     "head": {"run": "two", "head": "L4H9", "text": "1"},
     "text": {"run": "two", "head": "L4H9", "text": "1", "mode": "given", "log": "1", "hide": "1", "token": "3",
              "marks": "0"},
+    "own": {"page": "text", "run": "two", "head": "L2H3", "text": "own text", "words": "A lamp; a desk.",
+            "mode": "given"},
     "map": {"run": "two", "head": "L4H9", "text": "1", "view": "3-12-2-11", "linear": "1"},
     "intervene": {"run": "two", "edit": "L2H3,L4H9", "technique": "temperature", "strength": "0.7", "tokens": "2",
                   "prompt": "One two, one", "statistic": "distance", "pickscore": "sink_rate"},
@@ -81,12 +84,16 @@ def told(test: AppTest) -> dict[str, Any]:
                 said[widget.label] = proto.default[0]
             else:
                 said[widget.label] = proto.default
+    for group in test.get("button_group"):
+        said[group.proto.label] = [group.proto.options[i].content for i in group.proto.default]
     return said
 
 
 SHOWN = {
     "atlas": {"Score": "sink rate", "Second score": "distance"},
     "head": {"Text": "2. demo text 2 (40 tokens)"},
+    "text": {"Shade by attention": ["attention given"], "Log shading": True, "Hide sink": True},
+    "own": {"Text": "own text", "Text to read": "A lamp; a desk.", "Shade by attention": ["attention given"]},
     "intervene": {"Technique": "Temperature", "Tau": 0.7, "Tokens to generate": 2, "Statistic": "distance"},
     "compare": {"Compared with": "one", "Score": "distance"},
     "sweeps": {"Sweep": "swept", "Compared with": "again"},
@@ -113,8 +120,20 @@ def test_a_link_reopens_its_view_in_every_message(name: str, show: Open) -> None
     assert found.items() >= query.items() and first.items() >= SHOWN.get(name, {}).items()
     again = show(**found)
     assert address(again) == found, "the address that a view writes is its own"
+    if "Head" in first and "head" in query:
+        assert first["Head"].startswith(query["head"])
     if name in SHOWN:
         assert told(test.run()) == first and address(test) == found
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_visit_is_one_step_of_the_browsers_history(name: str, show: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[dict[str, str]] = []
+    put = QueryParamsProxy.from_dict
+    monkeypatch.setattr(QueryParamsProxy, "from_dict", lambda self, new: (written.append(dict(new)), put(self, new))[1])
+    query = VIEWS[name]
+    show(page=query.get("page", name), **{k: query[k] for k in ("part", "kind") if k in query})
+    assert len(written) == 1
 
 
 HOSTILE = ["", "<script>alert(1)</script>\x00", "-1", "nan", "9" * 5000, "../.."]

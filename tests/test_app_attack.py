@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,11 +24,16 @@ from headscope.rundata import RunData
 
 MAIN = Path(headscope.app.theme.__file__).with_name("main.py")
 IMAGE = "![x](http://evil.example/a.png)"
-ATTACK = f"{IMAGE}<script>alert(1)</script><img src=x onerror=alert(2)>`q`\"'\u202eRTL\n# new"
-FOLDER = "![x](http:evil.example)<b>`q`\"'\u202eRTL"
+MARKS = ":smile: :material/home: :streamlit: :red[x] $x^2$ http://evil.example/b www.evil.example a@evil.org -> &lt;"
+ATTACK = f"{IMAGE}{MARKS}<script>alert(1)</script><img src=x onerror=alert(2)>`q`\"'\u202eRTL\n# new"
+FOLDER = "![x](http:evil.example)<b>`q`\"'\u202eRTL :streamlit: :red[x] $x^2$ www.evil.example a@evil.example"
+# What Streamlit looks for in the text that is left once escapes are gone, and what an escape does stop.
+LATE = re.compile(r":[\w+-]+:|:material/|https?://|www\.|\w@\w|(^|\s)->(\s|$)|\n", re.I)
+EARLY = re.compile(r"(?<!\\)(\$x|:red|!\[x|\[x|&lt;|<b|`q)")
 # What Streamlit shows as it stands; in everything else it reads Markdown.
 VERBATIM = {"Selectbox.options", "Selectbox.raw_value", "TextInput.default", "TextArea.default", "Text.body"}
 VERBATIM |= {"Code.code_text", "BidiComponent.json", "Html.body"}
+OURS = (".id", ".icon", ".url", ".css_content", ".js_content")  # fields that hold no words of a run
 
 VISITS = [
     {"page": "atlas"}, {"page": "head", "head": "L4H9"}, {"page": "text", "head": "L4H9"},
@@ -71,17 +77,22 @@ def nodes(block: Any) -> Iterator[Any]:
 
 
 def leaks(test: AppTest) -> set[str]:
-    """Fields in which an image of Markdown would be loaded."""
+    """Fields in which Markdown would find an image, a link, an icon, a colour or a formula."""
     found = set()
     for node in nodes(test._tree):
         proto = getattr(node, "proto", None)
         for name, text in texts(proto) if hasattr(proto, "ListFields") else ():
             field = type(proto).__name__ + name
-            if "![x](http" in text and field not in VERBATIM and not field.endswith(".id"):
-                found.add(field)
+            if field not in VERBATIM and not field.endswith(OURS) and read_as_markup(text):
+                found.add(f"{field}: {text[:200]}")
             if field == "Html.body":
                 assert "<script" not in text and "<img" not in text and "<b>`q`" not in text
     return found
+
+
+def read_as_markup(text: str) -> bool:
+    """Whether Streamlit's Markdown would find something in a text that our own words do not hold."""
+    return bool(EARLY.search(text) or LATE.search(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ from headscope.cli import serve  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-ATTACK = "![x](http://evil.example/a.png)<script>alert(1)</script><img src=x onerror=alert(2)>"
+MARKS = ":smile: :material/home: :streamlit: :red[x] $x^2$ http://evil.example/b www.evil.example a@evil.org -> &lt; "
+ATTACK = f"{MARKS}![x](http://evil.example/a.png)<script>alert(1)</script><img src=x onerror=alert(2)>"
 PAGES = ("atlas", "head", "text", "map", "intervene", "experiments")
 FOOT = "footer.hs-foot"
 LONG = 60_000
@@ -137,7 +138,9 @@ def test_every_page_opens_on_a_long_run(visit: Visit) -> None:
 def test_words_of_a_run_are_never_markup(page: str, visit: Visit) -> None:
     tab = visit.open(f"?run=wild&page={page}&head=L4H9&tokens=2")
     tab.wait_for_timeout(300)
-    assert tab.locator("img[src=x]").count() == 0
+    assert tab.locator(".stMain :is(img[src=x], img[alt*=Streamlit], a[href*=evil], .katex)").count() == 0
+    assert tab.locator(".stMain [translate=no]", has_text="home").count() == 0, "an icon"
+    assert not any("\U0001f604" in said or "evil.org →" in said for said in tab.locator(".stMain").all_inner_texts())
     assert tab.locator("script:has-text('alert')").count() == 0
     if page != "experiments":
         assert ATTACK in tab.locator(FOOT).inner_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,7 @@ from headscope.app.effects import Effect, Outcome, measure
 from headscope.app.live import Live, capture
 from headscope.app.spectrum import product_values, spectra
 from headscope.app.techniques import TECHNIQUES, call, python_code
+from headscope.errors import UserError
 from headscope.heads import HeadId
 from headscope.interventions.base import from_yaml
 from headscope.loading import load
@@ -85,6 +87,28 @@ def test_a_cancelled_capture_leaves_the_model_free(embedded: Live) -> None:
         capture(embedded, torch.arange(5, 30), 3, stop)
     assert embedded.scope.model.__dict__.get("_headscope") is None
     assert capture(embedded, torch.arange(5, 30), 3, quiet).layer == 3
+
+
+@pytest.mark.parametrize(
+    ("layer", "head", "said"),
+    [
+        (8, 0, "Layer 8 is wanted.*has layers 0 to 7: use --model"),
+        (3, 12, "Head 12 is wanted.*layer 3.*has heads 0 to 11: use --model"),
+        (-1, 0, "Layer -1 is wanted"),
+        (7, 11, None),
+        (0, 0, None),
+    ],
+)
+def test_a_head_that_the_model_lacks_is_named(layer: int, head: int, said: str | None, embedded: Live) -> None:
+    found = live.lacking(embedded, layer, head)
+    assert found is None if said is None else re.search(said, found)
+
+
+def test_a_capture_of_a_layer_that_the_model_lacks_is_refused(embedded: Live) -> None:
+    for layer in (8, -1):
+        with pytest.raises(UserError, match="has layers 0 to 7: use --model"):
+            capture(embedded, torch.arange(5, 30), layer, quiet)
+    assert embedded.scope.model.__dict__.get("_headscope") is None
 
 
 def test_singular_values_are_those_of_the_product(embedded: Live) -> None:

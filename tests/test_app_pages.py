@@ -13,7 +13,9 @@ import pytest
 pytest.importorskip("streamlit")
 
 from app_runs import embedded_data, hostile, write
+from fake_run import fake_run
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Selectbox
 
 import headscope.app.theme
 from headscope.app.common import plain
@@ -126,6 +128,42 @@ def test_a_model_that_is_not_here_leaves_the_runs_numbers(show: Open) -> None:
         assert not test.exception and any("not a folder on this machine" in plainly(i.value) for i in test.info)
 
 
+@pytest.mark.parametrize(("head", "said"), [("L9H3", "has layers 0 to 7"), ("L3H13", "has heads 0 to 11")])
+def test_a_run_of_a_larger_model_than_the_live_one_says_so(head: str, said: str, show: Open, tmp_path: Path) -> None:
+    data = fake_run(layers=10, heads=14, sequences=2, tokens=40)
+    data.info["model"] |= {"name": "headscope-reference", "hash": None}
+    write(data, tmp_path / "large")
+    for page in ("head", "map", "text"):
+        test = show(page, folder=tmp_path, head=head)
+        assert not test.exception and not test.error, page
+        assert any(said in plainly(i.value) and "--model FOLDER" in plainly(i.value) for i in test.info), page
+        assert "hs-foot" in html_of(test) and "<b>Live</b>" not in html_of(test), page
+        assert test.query_params["head"] in (head, [head]), page
+
+
+def test_text_and_the_other_pages_share_a_head(show: Open) -> None:
+    test = show("text", head="L3H2")
+
+    def listed() -> Selectbox:
+        return next(s for s in test.selectbox if s.label == "Head")
+
+    def go(page: str) -> None:
+        test.session_state["kept"]["page"] = page
+        test.run()
+
+    assert listed().value == "L3H2"
+    listed().set_value("L5H7").run()
+    go("head")
+    assert listed().value == "L5H7"
+    listed().set_value("L1H1").run()
+    go("text")
+    assert listed().value == "L1H1"
+    listed().set_value("all heads").run()
+    assert listed().value == "all heads" and "head" not in test.query_params
+    test.run()
+    assert listed().value == "all heads" and not test.exception
+
+
 def test_a_half_copied_run_says_what_is_missing(show: Open, runs: Path, tmp_path: Path) -> None:
     half = tmp_path / "half"
     half.mkdir()
@@ -157,7 +195,25 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
 
 
 def test_markdown_in_names_stays_text() -> None:
-    assert plain("[x](http://y) *b* <i>") == r"\[x\]\(http\://y\) \*b\* \<i\>"
+    assert plain("[x](y) *b* <i> $z$ :red[w] &lt;") == r"\[x\]\(y\) \*b\* \<i\> \$z\$ \:red\[w\] \&lt;"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (":smile:", r"\:~smile\:"),
+        ("a:material/home:", r"a\:~material/home\:"),
+        ("HTTP://y.z", r"HTTP\:~//y\.z"),
+        ("Www.y", r"Www~\.y"),
+        ("m@y.z", r"m@~y\.z"),
+        ("a -> b <-> c -- d", r"a \-~\> b \<~\-\> c \-~\- d"),
+        ("12:30 C:\\x {a: 1} a->b www @ -", r"12\:30 C\:\\x \{a\: 1\} a\-\>b www @ \-"),
+        ("x\n===\n\n    y  \nz", r"x \=\=\= y z"),
+    ],
+)
+def test_what_streamlit_makes_of_unescaped_text_is_kept_apart(text: str, left: str) -> None:
+    """Here ``~`` stands for the word joiner; ordinary names get none, so that they can be copied."""
+    assert plain(text).replace("\u2060", "~") == left
 
 
 def plainly(text: str) -> str:

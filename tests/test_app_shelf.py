@@ -99,8 +99,9 @@ def test_a_model_that_is_not_here_is_not_fetched(run: Path) -> None:
     entry = load(run)
     assert reference(entry, Arguments()) is None
     assert reference(entry, Arguments(model="x/y")) == "x/y"
-    said = open_model(entry, Arguments(model="nobody/no-such-model"))
-    assert isinstance(said, str) and "--model FOLDER" in said
+    for name in ("nobody/no-such-model", "x" * 5000, "x\x00y"):  # the last two are no names of files
+        said = open_model(entry, Arguments(model=name))
+        assert isinstance(said, str) and "--model FOLDER" in said
 
 
 def test_runs_that_are_being_written_are_not_shown(run: Path, tmp_path: Path) -> None:

@@ -88,6 +88,10 @@ def wanted(head: str, rows: range = range(TOKENS), cols: range = range(TOKENS)) 
     return load(device="cpu").tile(_ids(0), head, rows, cols).double()
 
 
+def foot(test: AppTest) -> str:
+    return next(body for body in (node.proto.body for node in test.get("html")) if "hs-foot" in body)
+
+
 def choice(test: AppTest, name: str) -> Any:
     """The list of a choice; its key gets a number behind it once code has made the choice."""
     return next(s for s in test.selectbox if s.key.split("~")[0] == f"w_{name}")
@@ -100,7 +104,8 @@ def test_a_map_is_drawn_without_the_model(show: Open, sent: dict[str, Any]) -> N
     assert choice(test, "head").value == "L4H9"
     tile = sent["matrix"]["tile"]
     torch.testing.assert_close(decoded(tile["values"], tile["w"]), wanted("L4H9"), atol=1e-6, rtol=1e-3)
-    assert any("the run carries" in c.value for c in test.caption)
+    assert "<b>Maps</b> queries and keys of L4H9 on sequence 1, stored in the run" in foot(test)
+    assert "<b>Live</b>" not in foot(test)
     show("map", "far", head="L2H3", view="40-50-3-20")
     tile = sent["matrix"]["tile"]
     assert (tile["r0"], tile["r1"], tile["c0"], tile["c1"], tile["cell"]) == (40, 50, 3, 20, 1)
@@ -149,14 +154,16 @@ def test_another_text_leads_back_to_the_stored_one(show: Open, sent: dict[str, A
 
 def test_text_offers_the_stored_heads(show: Open, sent: dict[str, Any]) -> None:
     test = show("text", "far", head="L4H9")
-    assert not test.exception and test.selectbox(key="w_texthead").options == ["all heads, mean", *_labels(test)]
+    assert not test.exception and choice(test, "texthead").options == ["all heads, mean", *_labels(test)]
+    assert "<b>Maps</b> queries and keys of L4H9" in foot(test)
     torch.testing.assert_close(decoded(sent["text"]["map"], TOKENS), wanted("L4H9"), atol=1e-6, rtol=1e-3)
     other = show("text", "far", head="L4H9", text="1")
-    assert len(other.selectbox(key="w_texthead").options) == 1 and not other.exception
+    assert len(choice(other, "texthead").options) == 1 and not other.exception
+    assert "<b>Maps</b>" not in foot(other)
 
 
 def _labels(test: AppTest) -> list[str]:
-    return [o for o in test.selectbox(key="w_texthead").options if o.startswith(("L4H9", "L2H3"))]
+    return [o for o in choice(test, "texthead").options if o.startswith(("L4H9", "L2H3"))]
 
 
 def test_head_draws_its_examples_without_the_model(show: Open, sent: dict[str, Any]) -> None:
@@ -164,6 +171,7 @@ def test_head_draws_its_examples_without_the_model(show: Open, sent: dict[str, A
     said = "\n".join(node.proto.body for node in test.get("html"))
     assert not test.exception and 'class="strip"' in said and "hs-foot" in said
     assert sent["plot"]["file"] == "far-L4H9" and len(sent["plot"]["panels"]) == 3
+    assert "<b>Maps</b> queries and keys of L4H9" in foot(test)
 
 
 def test_with_the_model_at_hand_no_forward_is_run(show: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +187,9 @@ def test_with_the_model_at_hand_no_forward_is_run(show: Open, monkeypatch: pytes
     for page in ("map", "head", "text"):
         test = show(page, "near", head="L4H9")
         assert not test.exception and not test.error and not asked, page
+        assert "<b>Maps</b> queries and keys of L4H9 on sequence 1" in foot(test), page
     test = show("map", "near", head="L3H1")
+    assert "<b>Maps</b>" not in foot(test) and "<b>Live</b>" in foot(test)
     assert not test.exception and asked == [3]
     assert "own text" in choice(test, "text").options
 

@@ -40,16 +40,26 @@ class PairFinder:
         self.order: Int[Tensor, "B K"] = order
         self.first: Int[Tensor, "B Q"] = first
         self.count: Int[Tensor, "B Q"] = (end - first).clamp(min=0).masked_fill(empty, 0)
+        self._rows: tuple[int, int, int] | None = None
+        self._pairs: dict[tuple[int, int] | None, tuple[Tensor, Tensor]] = {}
 
     def pairs(self, block: Block) -> tuple[Tensor, Tensor]:
-        """Row and column numbers within the block; the same for every head."""
-        rows = slice(block.rows.start, block.rows.stop)
-        count = self.count[block.batch, rows]
+        """Row and column numbers within the block; the same for every head, so those of its rows are remembered."""
+        rows, cols = (block.batch, block.rows.start, block.rows.stop), (block.cols.start, block.cols.stop)
+        if rows != self._rows:
+            self._rows, self._pairs = rows, {None: self._of_rows(*rows)}
+        if cols not in self._pairs:
+            r, c = self._pairs[None]
+            inside = (c >= cols[0]) & (c < cols[1])  # other tiles hold the rest, or a sliding window leaves it out
+            self._pairs[cols] = (r, c - cols[0]) if bool(inside.all()) else (r[inside], c[inside] - cols[0])
+        return self._pairs[cols]
+
+    def _of_rows(self, batch: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Row numbers from ``start`` on, and the columns they match."""
+        count = self.count[batch, start:stop]
         r = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
         within = torch.arange(len(r), device=count.device) - (count.cumsum(0) - count)[r]
-        c = self.order[block.batch][self.first[block.batch, rows][r] + within] - block.cols.start
-        inside = (c >= 0) & (c < len(block.cols))  # keys a sliding window leaves out
-        return (r, c) if bool(inside.all()) else (r[inside], c[inside])
+        return r, self.order[batch][self.first[batch, start:stop][r] + within]
 
     @cached_property
     def runs(self) -> tuple[Int32[Tensor, "B 3 Q"], Int32[Tensor, "B K"]]:
