@@ -34,7 +34,8 @@ class Tile:
 
     def options(self) -> dict:
         """Keyword arguments of a launch."""
-        found = {"num_warps": self.warps, "num_stages": self.stages}
+        # Said because Triton 3.10 turns fused multiply-adds off by default; the kernels count on them for speed.
+        found = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
         return found if self.registers is None or INTERPRET else found | {"maxnreg": self.registers}
 
 
@@ -84,7 +85,9 @@ def key_spans(call: AttentionCall) -> tuple[Int8[Tensor, "B K"], Int32[Tensor, "
 
 
 @triton.jit
-def scores(q1, q2, k1, k2, qs, cap, CAP: tl.constexpr, D2: tl.constexpr, IEEE: tl.constexpr, UPCAST: tl.constexpr):
+def scores(
+    q1, q2, k1, k2, qs, cap, CAP: tl.constexpr, D2: tl.constexpr, IEEE: tl.constexpr, UPCAST: tl.constexpr
+) -> tl.tensor:
     """Base-2 logits of one tile, before masking. Without a cap the factor qs is left to the caller."""
     if UPCAST:
         q1 = q1.to(tl.float32)
@@ -106,7 +109,7 @@ def scores(q1, q2, k1, k2, qs, cap, CAP: tl.constexpr, D2: tl.constexpr, IEEE: t
 
 
 @triton.jit
-def visible_tile(rows, cols, shift, left, right, K, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr):
+def visible_tile(rows, cols, shift, left, right, K, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr) -> tl.tensor:
     """True where the band lets row see column; columns beyond K are hidden."""
     at = (rows + shift)[:, None]
     seen = (cols < K)[None, :] & (at > -2147483647)
@@ -118,12 +121,12 @@ def visible_tile(rows, cols, shift, left, right, K, HAS_LEFT: tl.constexpr, HAS_
 
 
 @triton.jit
-def floor_to(x, B: tl.constexpr):
+def floor_to(x, B: tl.constexpr) -> tl.tensor:
     """Largest multiple of B that is <= max(x, 0)."""
     return tl.maximum(x, 0) // B * B
 
 
 @triton.jit
-def ceil_to(x, B: tl.constexpr):
+def ceil_to(x, B: tl.constexpr) -> tl.tensor:
     """Smallest multiple of B that is >= max(x, 0)."""
     return (tl.maximum(x, 0) + B - 1) // B * B

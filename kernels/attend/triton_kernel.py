@@ -123,7 +123,7 @@ def attend_kernel(
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, CAP: tl.constexpr,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, DV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, IEEE: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Edited output and log normaliser of one tile of queries of one head; see ``attend.triton``."""
     pid = tl.program_id(0)
     tile = n_tiles - 1 - pid % n_tiles

@@ -36,7 +36,7 @@ def _blocks_kernel(
     MASS: tl.constexpr, MAX: tl.constexpr, PADDED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     CAP: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     EDGE: tl.constexpr, IEEE: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     pid = tl.program_id(0)
     bh = (pid // n_tiles).to(tl.int64)
     tile = n_tiles - 1 - pid % n_tiles

@@ -40,7 +40,7 @@ _HIDDEN = tl.constexpr(HIDDEN)
 
 
 @triton.jit
-def _from_the_last(p, last, BM: tl.constexpr, BN: tl.constexpr):
+def _from_the_last(p, last, BM: tl.constexpr, BN: tl.constexpr) -> tl.tensor:
     """Σ_j p (i - j) over a tile, given i - j for its last column: a sum of terms that are not negative.
 
     Column 8 a + b is (BN / 8 - 1 - a) 8 + 7 - b before the last. In a Hopper tile a is known when compiling, so that
@@ -148,7 +148,7 @@ def _columns_kernel(
     TOP: tl.constexpr, TOP_KEY: tl.constexpr,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     IEEE: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     # Heads outermost: the queries of one head stay in the L2 cache, and only the last head's short tiles end the grid.
     pid = tl.program_id(0)
     bh = (pid // n_tiles).to(tl.int64)

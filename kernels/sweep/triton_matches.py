@@ -41,7 +41,7 @@ def _matches_kernel(
     PADDED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, CAP: tl.constexpr,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     IEEE: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     pid = tl.program_id(0)
     tile = pid % n_tiles
     bh = (pid // n_tiles).to(tl.int64)

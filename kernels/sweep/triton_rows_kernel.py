@@ -16,7 +16,7 @@ _CLIPPED, _RECENT, _FIRST, _MARKED = (tl.constexpr(n) for n in (CLIPPED, RECENT,
 
 
 @triton.jit
-def _distance_bin(d):
+def _distance_bin(d) -> tl.tensor:
     """0, 1, 2-3, 4-7 ... -> 0, 1, 2, 3 ...: the exponent of d as a float (exact below 2^24)."""
     return tl.maximum((d.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 126, 0)
 
@@ -177,7 +177,7 @@ def rows_kernel(
     KINDS: tl.constexpr, PARAMS: tl.constexpr, N_SUMS: tl.constexpr, NE: tl.constexpr,
     REACH: tl.constexpr, FIRST: tl.constexpr, NB: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, IEEE: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """All statistics of one tile of queries of one head; see ``triton_rows.rows``."""
     pid = tl.program_id(0)
     bh = (pid // n_tiles).to(tl.int64)

@@ -24,7 +24,7 @@ def _targets_kernel(
     sqb, sqh, sqr, sqd, skb, skh, skr, skd,
     PADDED: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, CAP: tl.constexpr,
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     pid = tl.program_id(0)
     bh = (pid // n_tiles).to(tl.int64)
     b = bh // H
