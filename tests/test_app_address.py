@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,13 @@ import pytest
 
 pytest.importorskip("streamlit")
 
+from app_opening import open_page
 from app_runs import embedded_data, small_sweep, write
 from streamlit.runtime.state.query_params_proxy import QueryParamsProxy
 from streamlit.testing.v1 import AppTest
 
-import headscope.app.theme
 from headscope.app.state import LINKED
 
-MAIN = Path(headscope.app.theme.__file__).with_name("main.py")
 Open = Callable[..., AppTest]
 
 VIEWS = {
@@ -56,14 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def show(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
-    def open_page(**query: str) -> AppTest:
-        monkeypatch.setattr(sys, "argv", ["main.py", str(runs), "--device", "cpu"])
-        test = AppTest.from_file(str(MAIN), default_timeout=120)
-        for key, value in query.items():
-            test.query_params[key] = value
-        return test.run()
-
-    return open_page
+    return partial(open_page, monkeypatch, runs)
 
 
 def address(test: AppTest) -> dict[str, str]:

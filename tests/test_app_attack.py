@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,14 @@ import pytest
 
 pytest.importorskip("streamlit")
 
+from app_opening import open_page
 from app_runs import embedded_data, hostile, small_sweep, write
 from streamlit.testing.v1 import AppTest
 
-import headscope.app.theme
 from headscope.app import shelf
 from headscope.app.common import labels
 from headscope.rundata import RunData
 
-MAIN = Path(headscope.app.theme.__file__).with_name("main.py")
 IMAGE = "![x](http://evil.example/a.png)"
 MARKS = ":smile: :material/home: :streamlit: :red[x] $x^2$ http://evil.example/b www.evil.example a@evil.org -> &lt;"
 ATTACK = f"{IMAGE}{MARKS}<script>alert(1)</script><img src=x onerror=alert(2)>`q`\"'\u202eRTL\n# new"
@@ -44,14 +43,7 @@ VISITS = [
 
 @pytest.fixture
 def show(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AppTest]:
-    def open_page(folder: Path, **query: str) -> AppTest:
-        monkeypatch.setattr(sys, "argv", ["main.py", str(folder), "--device", "cpu"])
-        test = AppTest.from_file(str(MAIN), default_timeout=120)
-        for key, value in query.items():
-            test.query_params[key] = value
-        return test.run()
-
-    return open_page
+    return partial(open_page, monkeypatch)
 
 
 def texts(message: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Callable
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -12,17 +11,16 @@ import pytest
 
 pytest.importorskip("streamlit")
 
+from app_opening import MAIN, open_page
 from app_runs import embedded_data, hostile, write
 from fake_run import fake_run
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Selectbox
 
-import headscope.app.theme
 from headscope.app.common import plain
 
 PAGES = ("atlas", "head", "text", "map", "intervene", "experiments")
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>"
-MAIN = Path(headscope.app.theme.__file__).with_name("main.py")
 
 Open = Callable[..., AppTest]
 
@@ -38,14 +36,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def show(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
-    def open_page(page: str, *extra: str, folder: Path | None = None, **query: str) -> AppTest:
-        monkeypatch.setattr(sys, "argv", ["main.py", str(folder or runs), "--device", "cpu", *extra])
-        test = AppTest.from_file(str(MAIN), default_timeout=120)
-        for key, value in {"page": page, **query}.items():
-            test.query_params[key] = value
-        return test.run()
+    def show_page(page: str, *extra: str, folder: Path | None = None, **query: str) -> AppTest:
+        return open_page(monkeypatch, folder or runs, *extra, page=page, **query)
 
-    return open_page
+    return show_page
 
 
 def html_of(test: AppTest) -> str:

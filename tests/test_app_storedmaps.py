@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import torch
 
 pytest.importorskip("streamlit")
 
+from app_opening import open_page
 from streamlit.testing.v1 import AppTest
 
-import headscope.app.theme
 from headscope.app import components, live, views
 from headscope.corpus import Sequence
 from headscope.loading import load
@@ -24,7 +23,6 @@ from headscope.runs import write_run
 from headscope.scan import ScanConfig, scan
 from headscope.storedmaps import FILE
 
-MAIN = Path(headscope.app.theme.__file__).with_name("main.py")
 TOKENS = 90
 Open = Callable[..., AppTest]
 
@@ -52,14 +50,7 @@ def _ids(number: int) -> torch.Tensor:
 
 @pytest.fixture
 def show(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
-    def open_page(page: str, run: str, **query: str) -> AppTest:
-        monkeypatch.setattr(sys, "argv", ["main.py", str(runs / run), "--device", "cpu"])
-        test = AppTest.from_file(str(MAIN), default_timeout=120)
-        for key, value in {"page": page, **query}.items():
-            test.query_params[key] = value
-        return test.run()
-
-    return open_page
+    return lambda page, run, **query: open_page(monkeypatch, runs / run, page=page, **query)
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pytest
 
 pytest.importorskip("streamlit")
 
+from app_opening import open_page
 from app_runs import TASK, embedded_data, small_sweep, write
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
-import headscope.app.theme
 from headscope.app import scoring, shelf, sweeps
 from headscope.app.begin import sweep_job
 from headscope.app.effectmap import effect_grid
@@ -31,8 +31,6 @@ from headscope.interventions.scale import Scale
 from headscope.loading import load
 from headscope.tasks import make_task, score
 
-MAIN = Path(headscope.app.theme.__file__).with_name("main.py")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,11 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def show(folder: Path, monkeypatch: pytest.MonkeyPatch, **query: str) -> AppTest:
-    monkeypatch.setattr(sys, "argv", ["main.py", str(folder), "--device", "cpu"])
-    test = AppTest.from_file(str(MAIN), default_timeout=120)
-    for key, value in {"page": "experiments", **query}.items():
-        test.query_params[key] = value
-    return test.run()
+    return open_page(monkeypatch, folder, **{"page": "experiments", **query})
 
 
 def html_of(test: AppTest) -> str:
